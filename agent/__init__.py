@@ -1,0 +1,1 @@
+"""The program: intervals, rates, costing, ledger, daemon, command line."""

@@ -1,0 +1,306 @@
+"""Finds the engines that serve on this host without being told: listening ports, processes, GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from kvtally.agent import placement
+from kvtally.collectors.host import descendants, parents
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from kvtally.agent.placement import Host
+
+DEFAULT_PORTS = (*range(8000, 8011), 8200)  # 8200: vLLM behind llm-d's routing sidecar, which takes 8000
+LISTENING = "0A"
+ENGINE_PAGE = re.compile(rb"^vllm[:_]", re.MULTILINE)
+BIRTH = re.compile(rb"^vllm[:_]prompt_tokens_created.*", re.MULTILINE)
+UNSEEN = "its process is not to be seen here: it needs the same user or root, and the same PID namespace"
+
+
+class FoundEngine(NamedTuple):
+    """One engine that answers here.
+
+    url                base address, "http://127.0.0.1:8000"; its page is /metrics below it
+    name               "127.0.0.1:8000"
+    pid                root of its process tree, None where it is not to be seen
+    gpus               UUIDs in the order of its ranks; () for none, None for unknown
+    gpu_evidence       what decided, or why nothing did
+    data_parallel      ranks that this server runs here; they split `gpus` in order
+    kv_paths           directories of its KV cache tiers, as the engine's own mount namespace names them
+    """
+
+    url: str
+    name: str
+    pid: int | None
+    version: str | None
+    engine_kind: str
+    gpus: tuple[str, ...] | None
+    gpu_evidence: str
+    tensor_parallel: int | None
+    pipeline_parallel: int | None
+    kv_paths: tuple[str, ...]
+    data_parallel: int | None = None
+
+
+class Listener(NamedTuple):
+    """A listening port: the hosts to try it by, and the inodes of its sockets."""
+
+    port: int
+    hosts: tuple[str, ...]
+    inodes: frozenset[str]
+
+
+class _Server(NamedTuple):
+    """Who is behind a port."""
+
+    holder: int | None = None  # the process that serves it
+    root: int | None = None  # the topmost process of the engine
+    is_vllm: bool = False  # by its command line
+    stranger: str = ""  # the program that holds the port, where it is no engine
+
+
+class _Answer(NamedTuple):
+    """An engine's page was served here; `birth` is the same on every port that shows the same engine."""
+
+    port: int
+    host: str
+    version: str | None
+    birth: bytes
+    server: _Server
+
+
+def find_engines(
+    ports: Iterable[int],
+    probe: Callable[[str], bytes | None],
+    proc: str = "/proc",
+    *,
+    gpu_uuids_by_index: Sequence[str] | None = None,
+    compute_pids: Mapping[str, Sequence[int]] | None = None,
+) -> list[FoundEngine]:
+    """Find the engines on these ports and map each to its GPUs, in the order of the ports.
+
+    `probe` gives the body of a URL or None, within its own time-out. `gpu_uuids_by_index` and `compute_pids` are
+    NVML's; None where there is no NVML, which is not the same as no GPU.
+    """
+    processes = _Processes(proc)
+    asked = (_ask(listener, probe, processes) for listener in listeners(ports, proc))
+    answers = _each_engine_once([answer for answer in asked if answer is not None])
+    host = placement.Host(gpu_uuids_by_index, compute_pids or {}, placement.accelerator_driver(proc))
+    roots = [answer.server.root for answer in answers]
+    return [
+        _engine(
+            answer, processes, host, shares_root=roots.count(answer.server.root) > 1, is_only_engine=len(answers) == 1
+        )
+        for answer in answers
+    ]
+
+
+#   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+#    0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 48213 1 ...
+def listeners(ports: Iterable[int], proc: str = "/proc") -> list[Listener]:
+    """Which of the ports listen on loopback or on every address; all of them where the kernel does not tell."""
+    wanted = dict.fromkeys(ports)
+    try:
+        sockets = list(_listening(Path(proc, "net", "tcp")))
+    except OSError:
+        return [Listener(port, ("127.0.0.1", "[::1]"), frozenset()) for port in wanted]
+    with contextlib.suppress(OSError):  # IPv6 may be off
+        sockets += _listening(Path(proc, "net", "tcp6"))
+    found = []
+    for port in wanted:
+        here = [(hosts, inode) for hosts, bound, inode in sockets if bound == port]
+        # an IPv4 socket answers first; one bound to [::] may take IPv4 as well
+        hosts = dict.fromkeys(host for hosts, _ in sorted(here) for host in hosts)
+        if hosts:
+            found.append(Listener(port, tuple(hosts), frozenset(inode for _, inode in here)))
+    return found
+
+
+def _listening(table: Path) -> Iterator[tuple[tuple[str, ...], int, str]]:
+    """Hosts to try, port and inode of every socket of one table that listens locally."""
+    with table.open(encoding="ascii") as lines:
+        next(lines, None)
+        for line in lines:
+            fields = line.split()
+            if fields[3] != LISTENING:
+                continue
+            address, _, port = fields[1].partition(":")
+            hosts = _hosts(address)
+            if hosts:
+                yield hosts, int(port, 16), fields[9]
+
+
+def _hosts(address: str) -> tuple[str, ...]:
+    """Where to reach a socket bound to this address: words of 32 bits in the machine's byte order."""
+    words = [int(address[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(address), 8)]
+    packed = b"".join(words)
+    if packed == bytes(16):
+        return ("127.0.0.1", "[::1]")
+    if packed == bytes(15) + b"\x01":
+        return ("[::1]",)
+    if packed[:12] == bytes(10) + b"\xff\xff":
+        packed = packed[12:]
+    if packed == bytes(4):
+        return ("127.0.0.1",)
+    return (".".join(map(str, packed)),) if len(packed) == 4 and packed[0] == 127 else ()  # noqa: PLR2004  # 127.0.0.0/8
+
+
+def _ask(listener: Listener, probe: Callable[[str], bytes | None], processes: _Processes) -> _Answer | None:
+    """Ask a port for an engine's page, and the kernel for the process behind it."""
+    for host in listener.hosts:
+        page = probe(f"http://{host}:{listener.port}/metrics")
+        if page is None or not ENGINE_PAGE.search(page):
+            continue
+        version = _version(probe(f"http://{host}:{listener.port}/version"))
+        birth = b"\n".join(BIRTH.findall(page))
+        return _Answer(listener.port, host, version, birth, processes.behind(listener.inodes))
+    return None
+
+
+# GET /version -> {"version":"0.25.1"}
+def _version(body: bytes | None) -> str | None:
+    try:
+        answer = msgspec.json.decode(body or b"")
+    except msgspec.DecodeError:
+        return None
+    version = answer.get("version") if isinstance(answer, dict) else None
+    return version if isinstance(version, str) else None
+
+
+def _each_engine_once(answers: list[_Answer]) -> list[_Answer]:
+    """Drop a proxy's copy of an engine's page: keep the port whose process is an engine, else the highest.
+
+    A proxy takes the well-known port and moves the engine to another.
+    """
+
+    def rank(answer: _Answer) -> tuple[bool, bool, int]:
+        return answer.server.is_vllm, answer.server.root is not None, answer.port
+
+    kept: dict[object, _Answer] = {}
+    for answer in sorted(answers, key=rank):
+        kept[answer.birth or answer.port] = answer
+    return [answer for answer in answers if kept[answer.birth or answer.port] is answer]
+
+
+def _engine(
+    answer: _Answer, processes: _Processes, host: Host, *, shares_root: bool, is_only_engine: bool
+) -> FoundEngine:
+    """Describe one engine. Servers below one root (a data-parallel supervisor) are each their own process tree."""
+    server = answer.server
+    root = server.holder if shares_root else server.root
+    arguments, environment = ((), {}) if root is None else (processes.arguments(root), processes.environment(root))
+    needed = placement.sizes(arguments)
+    if shares_root and server.root is not None and placement.is_title(arguments):
+        needed = placement.sizes(processes.arguments(server.root))._replace(data=1)
+    if answer.version is not None and answer.version.endswith("+cpu"):
+        where = placement.Placement((), f"a CPU build of vLLM, {answer.version}")
+    elif server.stranger:
+        where = placement.Placement(None, f"mapping unknown: {server.stranger} holds the port, no engine of this host")
+    else:
+        where = placement.place(needed, environment, processes.tree(root), host, is_only_engine=is_only_engine)
+        if where.gpus is None and root is None:
+            where = where._replace(evidence=f"{where.evidence}; {UNSEEN}")
+    return FoundEngine(
+        url=f"http://{answer.host}:{answer.port}",
+        name=f"{answer.host}:{answer.port}",
+        pid=root,
+        version=answer.version,
+        engine_kind="vllm",
+        gpus=where.gpus,
+        gpu_evidence=where.evidence,
+        tensor_parallel=needed.tensor,
+        pipeline_parallel=needed.pipeline,
+        kv_paths=placement.kv_paths(arguments, environment),
+        data_parallel=None if needed.gpus is None else needed.data,
+    )
+
+
+class _Processes:
+    """The processes of this host, as they were when first asked for."""
+
+    def __init__(self, proc: str) -> None:
+        self._proc = proc
+        self._parents = parents(proc)
+
+    def behind(self, inodes: frozenset[str]) -> _Server:
+        """Who holds these sockets. Children inherit a server's socket: its holder is the topmost of them."""
+        holders = self._holders(inodes)
+        holder = min((pid for pid in holders if self._parents.get(pid) not in holders), default=None)
+        if holder is None:
+            return _Server()
+        root = self._root(holder)
+        if root is not None:
+            return _Server(holder, root, is_vllm=True)
+        arguments = self.arguments(holder)
+        program = PurePosixPath(arguments[0]).name if arguments else "a process without a command line"
+        if program == "docker-proxy":
+            contained = self._in_container(arguments)
+            return _Server(stranger=program) if contained is None else _Server(contained, contained, is_vllm=True)
+        below = (pid for pid in self.tree(holder) if placement.is_vllm(self.arguments(pid)))
+        if program.startswith("python") or next(below, None) is not None:
+            return _Server(holder, holder)  # vLLM inside a program of somebody's own
+        return _Server(stranger=program)
+
+    def arguments(self, pid: int) -> tuple[str, ...]:
+        """Command line of a process; empty where it may not be read."""
+        return tuple(self._strings(pid, "cmdline"))
+
+    def environment(self, pid: int) -> dict[str, str]:
+        """The few variables that place an engine; nothing else leaves here."""
+        pairs = (text.partition("=") for text in self._strings(pid, "environ"))
+        return {name: value for name, _, value in pairs if name in placement.VARIABLES}
+
+    def tree(self, root: int | None) -> list[int]:
+        """A process and all below it."""
+        return [] if root is None else descendants(root, self._parents)
+
+    def _content(self, pid: int, file: str) -> bytes:
+        try:
+            return Path(self._proc, str(pid), file).read_bytes()
+        except OSError:
+            return b""
+
+    def _strings(self, pid: int, file: str) -> list[str]:
+        content = self._content(pid, file).removesuffix(b"\0")
+        return [word.decode("utf-8", "replace") for word in content.split(b"\0")] if content else []
+
+    def _root(self, pid: int) -> int | None:
+        """The topmost of a process and its ancestors whose command line is vLLM's."""
+        root, seen = None, set[int]()
+        while pid in self._parents and pid not in seen:
+            seen.add(pid)
+            if placement.is_vllm(self.arguments(pid)):
+                root = pid
+            pid = self._parents[pid]
+        return root
+
+    def _holders(self, inodes: frozenset[str]) -> set[int]:
+        names = {f"socket:[{inode}]" for inode in inodes}
+        return {pid for pid in self._parents if names and not names.isdisjoint(self._descriptors(pid))}
+
+    def _descriptors(self, pid: int) -> Iterator[str]:
+        folder = f"{self._proc}/{pid}/fd"
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    yield os.readlink(entry.path)  # noqa: PTH115  # thousands of them: no Path objects
+        except OSError:
+            return
+
+    # docker-proxy -proto tcp -host-ip 0.0.0.0 -host-port 8000 -container-ip 172.17.0.2 -container-port 8000
+    def _in_container(self, proxy: Sequence[str]) -> int | None:
+        """The engine behind a published port: the one vLLM root in the network namespace of the container's address."""
+        address = placement.options(proxy).get("-container-ip", "none")
+        pattern = re.compile(rb"-- %b\s" % re.escape(address.encode()))
+        vllm = (pid for pid in self._parents if placement.is_vllm(self.arguments(pid)))
+        roots = {self._root(pid) for pid in vllm if pattern.search(self._content(pid, "net/fib_trie"))}
+        return roots.pop() if len(roots) == 1 else None

@@ -1,0 +1,125 @@
+"""What the accounting reads and what it gives: rows in, facts out, all of them values."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvtally.collectors.quantities import index
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kvtally.agent.finding import Finding
+    from kvtally.agent.rates import Rate, Resource, Term
+    from kvtally.agent.split import Split
+    from kvtally.agent.states import State
+    from kvtally.agent.timeline import Timeline
+
+TOKENS = ("prompt_tokens", "computed_tokens", "hbm_tokens", "external_tokens", "generated_tokens")
+LOOKUPS = ("prefix_hit_tokens", "external_hit_tokens")
+WORK = (*TOKENS, *LOOKUPS, "steps")
+_WORK_AT = tuple(index("engine", name) for name in WORK)
+
+
+class Replica(NamedTuple):
+    """One engine core and what it holds, as its target row says.
+
+    gpus        UUIDs; () is an engine without a GPU, None where the mapping is unknown
+    sku         the GPUs' product name; None where nothing tells
+    labels      cluster, namespace, tenant
+    """
+
+    target_id: int
+    name: str
+    model: str
+    version: str | None
+    gpus: tuple[str, ...] | None
+    sku: str | None
+    term: Term
+    site: str
+    labels: Mapping[str, str]
+    mapping: str = ""
+    dram_gib: Fraction = Fraction(0)
+    storage_tib: Fraction = Fraction(0)
+
+    @property
+    def gpu_count(self) -> int | None:
+        """How many GPUs it holds; None where unknown."""
+        return None if self.gpus is None else len(self.gpus)
+
+
+class EngineRow(NamedTuple):
+    """One engine interval as the ledger holds it; `values` in the order of quantities.ENGINE."""
+
+    target_id: int
+    start_ns: int
+    end_ns: int
+    missed: int
+    flags: int
+    began_ns: int | None
+    values: tuple[int | None, ...]
+
+    def value(self, name: str) -> int | None:
+        """One quantity of the row."""
+        return self.values[index("engine", name)]
+
+    def work(self) -> tuple[int | None, ...]:
+        """The quantities of WORK."""
+        return tuple(self.values[at] for at in _WORK_AT)
+
+
+class GpuPresence(NamedTuple):
+    """A GPU that was seen, and when."""
+
+    uuid: str
+    sku: str
+    spans: tuple[tuple[int, int], ...]
+
+
+class Evidence(NamedTuple):
+    """What other targets say about the engines' time.
+
+    graphics    GPU UUID -> nanoseconds of graphics utilisation over time
+    cpu         engine target name -> CPU nanoseconds of its process tree over time
+    energy      GPU UUID -> millijoules over time
+    present     GPUs that were seen
+    """
+
+    graphics: Mapping[str, Timeline]
+    cpu: Mapping[str, Timeline]
+    energy: Mapping[str, Timeline]
+    present: tuple[GpuPresence, ...]
+
+
+class Line(NamedTuple):
+    """A part of a period's cost: one resource in one state at one rate. `quantity` in nanoseconds x units held."""
+
+    resource: Resource
+    sku: str
+    state: State | str
+    quantity: int
+    unit: str
+    rate: Rate
+    amount_nano: int
+
+
+class Facts(NamedTuple):
+    """One replica (or, with replica None, GPUs that no replica holds) in one period.
+
+    state_ns    nanoseconds of engine time by state; for GPUs that nobody holds, GPU-nanoseconds
+    lines       None where the money is unknown
+    split       the law for occupied time, None where the data cannot carry one
+    """
+
+    replica: Replica | None
+    period_ns: int
+    work: Mapping[str, int | None]
+    state_ns: Mapping[str, int]
+    lines: tuple[Line, ...] | None
+    split: Split | None
+    start_ns: int
+    end_ns: int
+    covered_ns: float
+    modelled: bool
+    findings: tuple[Finding, ...] = ()

@@ -1,0 +1,198 @@
+"""The daemon's hot path: closed intervals and the raw counters behind them, in one transaction."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from kvtally.agent.interval import UNASKED, Interval, State
+from kvtally.agent.ledger.columns import (
+    HOUR_HEAD,
+    HOUR_NS,
+    INTERVAL_HEAD,
+    KINDS,
+    hour_table,
+    interval_table,
+    quantity_columns,
+    sum_columns,
+)
+from kvtally.agent.ledger.errors import LedgerUnreachable, explained
+from kvtally.agent.ledger.packing import packed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from kvtally.agent.finding import Finding
+    from kvtally.collectors.base import Kind, Reading
+
+
+class Closed(NamedTuple):
+    """One target's share of a tick: what is written, and the state that is kept once it is."""
+
+    reading: Reading
+    interval: Interval | None  # None: a first scrape, which only opens one
+    state: State
+    findings: Sequence[Finding] = ()
+
+
+def insert_sql(kind: Kind) -> str:
+    """The statement that appends one interval."""
+    columns = (*INTERVAL_HEAD, *quantity_columns(kind), "details")
+    return f"INSERT INTO {interval_table(kind)} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608  # names are our own constants
+
+
+def hour_sql(kind: Kind) -> str:
+    """The statement that adds one interval to the hour in which it starts; an unknown difference adds nothing."""
+    columns = (*HOUR_HEAD, *sum_columns(kind))
+    table = hour_table(kind)
+    adds = ["intervals = intervals + 1", "length_ns = length_ns + excluded.length_ns"]
+    adds += ["missed = missed + excluded.missed", "flags = flags | excluded.flags"]
+    adds += [f"{name} = coalesce({name} + excluded.{name}, {name}, excluded.{name})" for name in sum_columns(kind)]
+    marks = ", ".join("?" * len(columns))
+    return (
+        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) "  # noqa: S608  # names are our own constants
+        f"ON CONFLICT (hour_ns, target_id) DO UPDATE SET {', '.join(adds)}"
+    )
+
+
+_INSERT = {kind: insert_sql(kind) for kind in KINDS}
+_HOUR = {kind: hour_sql(kind) for kind in KINDS}
+_SUMMED = {
+    kind: tuple(at for at, name in enumerate(quantity_columns(kind)) if name in sum_columns(kind)) for kind in KINDS
+}
+_FIRST_STATE = "INSERT INTO counter_state (taken_at_ns, target_id, state, kind, name) VALUES (?, ?, ?, ?, ?)"
+# the guard on taken_at_ns refuses a second writer: it would count the same difference twice
+_NEXT_STATE = (
+    "UPDATE counter_state SET taken_at_ns = ?, target_id = ?, state = ? WHERE kind = ? AND name = ? AND taken_at_ns = ?"
+)
+_FINDING = "INSERT OR IGNORE INTO finding (kind, severity, target, start_ns, end_ns, message) VALUES (?, ?, ?, ?, ?, ?)"
+
+
+def encoded(kind: Kind, state: State) -> str:
+    """A state as JSON: counters by name, so that a later kvtally with other quantities reads it."""
+    names = quantity_columns(kind)
+    # UNASKED (NaN) is left out: absent means "was never asked for"
+    values = {name: value for name, value in zip(names, state.values, strict=True) if value is None or value == value}  # noqa: PLR0124
+    body: dict[str, Any] = {"epoch": state.epoch, "session": state.session, "values": values, "moved": state.moved}
+    body["details"] = state.details
+    if state.parts is not None:
+        body["parts"] = state.parts
+    return msgspec.json.encode(body).decode()
+
+
+def decoded(kind: Kind, taken_at_ns: int, text: str, detail_names: Sequence[str]) -> State:
+    """Invert `encoded`."""
+    body = json.loads(text)
+    values = tuple(body["values"].get(name, UNASKED) for name in quantity_columns(kind))
+    parts = body.get("parts")
+    if parts is not None:
+        parts = {key: tuple(numbers) for key, numbers in parts.items()}
+    return State(
+        taken_at_ns,
+        values,
+        body["epoch"],
+        body["session"],
+        tuple(detail_names),
+        tuple(body["details"]),
+        parts,
+        body["moved"],
+    )
+
+
+class LedgerWriter:
+    """Appends to one SQLite ledger over one connection."""
+
+    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
+        self._connection = connection
+        self._path = path
+        self._ids: dict[tuple[str, str], tuple[Mapping[str, str], tuple[str, ...], int]] = {}
+
+    def states(self) -> dict[tuple[str, str], State]:
+        """The last raw counters of every target, by (kind, name)."""
+        query = (
+            "SELECT s.kind, s.name, s.taken_at_ns, s.state, t.detail_names "
+            "FROM counter_state s JOIN target t ON t.id = s.target_id"
+        )
+        try:
+            rows = self._connection.execute(query).fetchall()
+        except sqlite3.Error as error:
+            raise explained(self._path, error) from error
+        return {
+            (kind, name): decoded(kind, taken_at_ns, state, json.loads(detail_names))
+            for kind, name, taken_at_ns, state, detail_names in rows
+        }
+
+    def append(self, batch: Iterable[Closed], findings: Iterable[Finding] = ()) -> None:
+        """Write a tick whole or not at all.
+
+        LedgerError if it could not be written: the caller keeps the states that it had, and its next interval
+        covers this one too.
+        """
+        execute = self._connection.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            for closed in batch:
+                self._one(closed)
+            for finding in findings:
+                execute(_FINDING, finding)
+            execute("COMMIT")
+        except sqlite3.Error as error:
+            self._undo()
+            raise explained(self._path, error) from error
+        except BaseException:
+            self._undo()
+            raise
+
+    def _undo(self) -> None:
+        self._ids.clear()  # rows of `target` may have gone with the transaction
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def _one(self, closed: Closed) -> None:
+        reading, interval, state = closed.reading, closed.interval, closed.state
+        kind, name = reading.kind, reading.name
+        execute = self._connection.execute
+        target_id = self._target_id(reading, state.detail_names)
+        text = encoded(kind, state)
+        if interval is None or interval.start_ns == interval.began_ns:
+            execute("DELETE FROM counter_state WHERE kind = ? AND name = ?", (kind, name))
+            execute(_FIRST_STATE, (state.taken_at_ns, target_id, text, kind, name))
+        else:
+            moved = execute(_NEXT_STATE, (state.taken_at_ns, target_id, text, kind, name, interval.start_ns))
+            if moved.rowcount != 1:
+                raise LedgerUnreachable(
+                    f"{self._path}: somebody else wrote counters of {kind}/{name}",
+                    "only one `kvtally run` may write a ledger; restart this one",
+                )
+        if interval is not None:
+            head = (interval.end_ns - interval.start_ns, interval.missed, interval.flags)
+            values = interval.values
+            execute(
+                _INSERT[kind],
+                (interval.start_ns, target_id, *head, interval.began_ns, *values, packed(interval.details)),
+            )
+            hour_ns = interval.start_ns // HOUR_NS * HOUR_NS
+            execute(_HOUR[kind], (hour_ns, target_id, 1, *head, *[values[at] for at in _SUMMED[kind]]))
+        for finding in closed.findings:
+            execute(_FINDING, finding)
+
+    def _target_id(self, reading: Reading, detail_names: tuple[str, ...]) -> int:
+        key = (reading.kind, reading.name)
+        cached = self._ids.get(key)
+        if cached is not None and cached[0] == reading.attributes and cached[1] == detail_names:
+            return cached[2]
+        attributes = json.dumps(dict(reading.attributes), sort_keys=True)
+        about = (*key, attributes, json.dumps(detail_names))
+        execute = self._connection.execute
+        execute("INSERT OR IGNORE INTO target (kind, name, attributes, detail_names) VALUES (?, ?, ?, ?)", about)
+        query = "SELECT id FROM target WHERE kind = ? AND name = ? AND attributes = ? AND detail_names = ?"
+        target_id = int(execute(query, about).fetchone()[0])
+        self._ids[key] = (reading.attributes, detail_names, target_id)
+        return target_id
+
+    def close(self) -> None:
+        """Close the connection; SQLite then folds the write-ahead log into the file."""
+        self._connection.close()

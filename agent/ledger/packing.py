@@ -1,0 +1,50 @@
+"""Details of an interval as bytes: pairs of variable-length integers (gap to the next position, difference)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def packed(differences: Sequence[int] | None) -> bytes | None:
+    """Pack non-negative differences; zeros cost nothing. None (unknown) stays None."""
+    if differences is None:
+        return None
+    out = bytearray()
+    last = -1
+    for position, difference in enumerate(differences):
+        if difference:
+            for number in (position - last, difference):
+                rest = number
+                while rest > 127:
+                    out.append(rest & 127 | 128)
+                    rest >>= 7
+                out.append(rest)
+            last = position
+    return bytes(out)
+
+
+def unpacked(data: bytes | None, length: int) -> tuple[int, ...] | None:
+    """Invert `packed` for `length` positions; ValueError if the data does not fit."""
+    if data is None:
+        return None
+    numbers: list[int] = []
+    number, shift = 0, 0
+    for byte in data:
+        number |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            numbers.append(number)
+            number, shift = 0, 0
+    if shift or len(numbers) % 2:
+        raise ValueError("details end in the middle of a number")
+    differences = [0] * length
+    position = -1
+    for gap, difference in zip(numbers[::2], numbers[1::2], strict=True):
+        position += gap
+        if position >= length:
+            raise ValueError(f"details have a position {position}, the target has {length}")
+        differences[position] = difference
+    return tuple(differences)

@@ -1,0 +1,103 @@
+"""Where a ledger lies: its URL, its file, its lock and its revision."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from typing import IO
+
+from kvtally.agent.ledger.columns import HEAD_REVISION
+from kvtally.agent.ledger.errors import LedgerBusy, LedgerRevision, LedgerUnreachable, explained
+
+SQLITE = "sqlite:///"
+
+
+def file_of(url: str) -> str:
+    """The file of a SQLite URL; LedgerUnreachable for any other."""
+    if not url.startswith(SQLITE) or len(url) == len(SQLITE):
+        scheme = url.split(":", 1)[0]
+        raise LedgerUnreachable(
+            f"{scheme}: no ledger that this version can write",
+            "give a file as sqlite:///relative.db or sqlite:////absolute/path.db",
+        )
+    return os.path.expanduser(url[len(SQLITE) :])  # noqa: PTH111  # pathlib costs the daemon memory
+
+
+def connect(path: str, busy_seconds: float = 2.0) -> sqlite3.Connection:
+    """Open the file for writing in WAL mode; LedgerError says what is wrong with it."""
+    folder = os.path.dirname(path) or "."  # noqa: PTH120  # as above
+    try:
+        os.makedirs(folder, mode=0o750, exist_ok=True)  # noqa: PTH103  # as above
+    except OSError as error:
+        raise LedgerUnreachable(f"{folder}: {error.strerror}", "choose another place with --ledger") from error
+    try:
+        connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None)
+    except sqlite3.Error as error:
+        raise explained(path, error) from error
+    try:
+        connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        connection.execute("PRAGMA synchronous=NORMAL")
+        # half a MiB of pages is more than one transaction touches
+        connection.execute("PRAGMA cache_size=-512")
+        connection.execute("PRAGMA journal_size_limit=4194304")
+    except sqlite3.Error as error:
+        connection.close()
+        raise explained(path, error) from error
+    return connection
+
+
+def revision_of(connection: sqlite3.Connection, path: str) -> str | None:
+    """The schema revision; None for an empty file."""
+    try:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name='alembic_version'").fetchone():
+            if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+                raise LedgerUnreachable(f"{path}: a database, but not a ledger of kvtally", "give another file")
+            return None
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.Error as error:
+        raise explained(path, error) from error
+    return None if row is None else str(row[0])
+
+
+def is_current(connection: sqlite3.Connection, path: str) -> bool:
+    """Whether the schema is ours; False if it can be brought up to date, LedgerRevision if it is newer."""
+    revision = revision_of(connection, path)
+    if revision is not None and revision > HEAD_REVISION:
+        raise LedgerRevision(
+            f"{path}: the ledger has revision {revision}, this kvtally knows {HEAD_REVISION}",
+            "it was written by a newer kvtally: upgrade this one; nothing was touched",
+        )
+    return revision == HEAD_REVISION
+
+
+class WriterLock:
+    """One process at a time writes a ledger: two would count every token twice."""
+
+    def __init__(self, path: str) -> None:
+        self._path = f"{path}.lock"
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> WriterLock:
+        try:
+            self._file = open(self._path, "a+", encoding="ascii")  # noqa: SIM115, PTH123  # held until __exit__
+        except OSError as error:
+            raise LedgerUnreachable(f"{self._path}: {error.strerror}", "choose another place with --ledger") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            holder = self._file.read(20).strip() or "unknown"
+            self._file.close()
+            raise LedgerBusy(
+                f"{self._path[:-5]}: process {holder} writes this ledger",
+                "stop it first, or give another ledger with --ledger",
+            ) from error
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n")
+        self._file.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,172 @@
+"""Scrapes in, ledger rows out: the same steps for a live deployment and for a recording."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from kvtally.agent.finding import Finding
+from kvtally.agent.interval import Interval, State, born, close, opened
+from kvtally.agent.ledger.append import Closed
+from kvtally.agent.ledger.errors import LedgerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from kvtally.collectors.base import Reading, Scrape
+
+Key = tuple[str, str]
+
+
+class Writer(Protocol):
+    """Where ticks are written: whole, or not at all."""
+
+    def append(self, batch: Iterable[Closed], findings: Iterable[Finding] = ()) -> None:
+        """Write one tick; LedgerError if it cannot be."""
+        ...
+
+
+class Tick(NamedTuple):
+    """What came of a tick: the intervals that were written, and findings among them."""
+
+    closed: tuple[Closed, ...]
+    findings: tuple[Finding, ...]
+    error: LedgerError | None = None
+
+
+class Pipeline:
+    """Keeps the last raw counters of every target; they move on only once the ledger has them.
+
+    So a ledger that cannot be written for a while loses nothing: the next interval that can be written covers the
+    whole time, and says how many scrapes it missed.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        states: Mapping[Key, State],
+        described: Callable[[Reading], Reading],
+        *,
+        interval_ns: int | None,
+        started_ns: int,
+    ) -> None:
+        """`interval_ns` is the cadence of a live run, None in a replay; `started_ns` when this run began."""
+        self._writer = writer
+        self._states = dict(states)
+        self._described = described
+        self._interval_ns = interval_ns
+        self._started_ns = started_ns
+        self._sources: dict[Key, str] = {}
+        self._missed: dict[Key, int] = {}
+        self._down: dict[str, tuple[int, str]] = {}  # source -> when it first failed, and why
+
+    @property
+    def states(self) -> Mapping[Key, State]:
+        """Last raw counters by (kind, name)."""
+        return self._states
+
+    def tick(self, scrapes: Sequence[Scrape], extra: Sequence[Finding] = ()) -> Tick:
+        """Close one interval for every target that was read, and write them in one transaction."""
+        closed: list[Closed] = []
+        findings = list(extra)
+        recovered: list[str] = []
+        for scrape in scrapes:
+            if scrape.outcome != "ok":
+                self._failed(scrape)
+                continue
+            if scrape.source in self._down:
+                findings.append(self._gap(scrape))
+                recovered.append(scrape.source)
+            seen = set()
+            for reading in map(self._described, scrape.readings):
+                key = (reading.kind, reading.name)
+                seen.add(key)
+                one = self._close(key, reading, scrape, findings)
+                if one is not None:
+                    closed.append(one)
+            for key, source in self._sources.items():
+                if source == scrape.source and key not in seen:
+                    self._missed[key] = self._missed.get(key, 0) + 1
+        if not closed and not findings:
+            return Tick((), ())
+        try:
+            self._writer.append(closed, findings)
+        except LedgerError as error:
+            for one in closed:
+                key = (one.reading.kind, one.reading.name)
+                self._missed[key] = self._missed.get(key, 0) + 1
+            return Tick((), (), error)
+        for one in closed:
+            key = (one.reading.kind, one.reading.name)
+            self._states[key] = one.state
+            self._missed.pop(key, None)
+        for source in recovered:
+            del self._down[source]
+        return Tick(tuple(closed), tuple(findings))
+
+    def _close(self, key: Key, reading: Reading, scrape: Scrape, findings: list[Finding]) -> Closed | None:
+        previous = self._states.get(key)
+        new = key not in self._sources
+        self._sources[key] = scrape.source
+        if previous is None:
+            since = self._down.get(scrape.source, (self._started_ns, ""))[0]
+            first = born(reading, scrape.taken_at_ns, min(since, self._started_ns))
+            if first is None:
+                return Closed(reading, None, opened(reading, scrape.taken_at_ns))
+            return Closed(reading, *first)
+        if scrape.taken_at_ns <= previous.taken_at_ns:
+            if new:
+                findings.append(_out_of_order(key, scrape.taken_at_ns, previous.taken_at_ns))
+            return None
+        missed = self._missed.get(key, 0)
+        if new and self._interval_ns:
+            # scrapes that were due while no kvtally ran
+            missed += max(0, round((scrape.taken_at_ns - previous.taken_at_ns) / self._interval_ns) - 1)
+            if missed:
+                findings.append(_not_watched(key, previous.taken_at_ns, scrape.taken_at_ns))
+        interval, state, found = close(previous, reading, scrape.taken_at_ns, missed)
+        return Closed(reading, interval, state, found)
+
+    def _failed(self, scrape: Scrape) -> None:
+        if scrape.outcome == "failed":
+            self._down.setdefault(scrape.source, (scrape.taken_at_ns, scrape.reason))
+        for key, source in self._sources.items():
+            if source == scrape.source:
+                self._missed[key] = self._missed.get(key, 0) + 1
+
+    def _gap(self, scrape: Scrape) -> Finding:
+        since_ns, reason = self._down[scrape.source]
+        return Finding(
+            "scrapes_failed",
+            "info",
+            scrape.source,
+            since_ns,
+            scrape.taken_at_ns,
+            f"{scrape.source} could not be read for {(scrape.taken_at_ns - since_ns) / 1e9:.1f} s ({reason}); "
+            "counters are cumulative, so the interval across it holds what was counted",
+        )
+
+
+def _out_of_order(key: Key, taken_at_ns: int, before_ns: int) -> Finding:
+    return Finding(
+        "scrape_out_of_order",
+        "warning",
+        "/".join(key),
+        taken_at_ns,
+        before_ns,
+        "a scrape is not later than the one before it, and was left out: the ledger has this time already",
+    )
+
+
+def _not_watched(key: Key, from_ns: int, to_ns: int) -> Finding:
+    return Finding(
+        "not_watched",
+        "info",
+        "/".join(key),
+        from_ns,
+        to_ns,
+        f"no kvtally ran for {(to_ns - from_ns) / 1e9:.1f} s; the engine's counters kept the tokens, and one long "
+        "interval holds them",
+    )
+
+
+__all__ = ["Interval", "Pipeline", "Tick", "Writer"]

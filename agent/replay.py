@@ -1,0 +1,152 @@
+"""Feed a recording through the pipeline, on the recording's own clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kvtally.agent.finding import Finding
+from kvtally.agent.pipeline import Pipeline
+from kvtally.agent.recording import Failure, GpuLine, HostLine, Page, Recording, RecordingError
+from kvtally.agent.replica import About, Describer
+from kvtally.collectors.base import CollectError, Scrape
+from kvtally.collectors.filesystem import disk_readings
+from kvtally.collectors.gpu import GpuIntegrator, parse_line
+from kvtally.collectors.host import process_reading
+from kvtally.collectors.lmcache import LmcacheMapping
+from kvtally.collectors.page import PageMapper
+from kvtally.collectors.vllm import VllmMapping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from kvtally.agent.ledger.append import LedgerWriter
+
+_SLACK_NS = 50_000_000  # a recorded tick that comes a little early still closes its interval
+
+
+class Replayed(NamedTuple):
+    """What a replay did."""
+
+    pages: int
+    intervals: int
+    skipped: int
+    start_ns: int
+    end_ns: int
+    findings: tuple[Finding, ...]
+
+
+def about_of(meta: Mapping[str, Any]) -> About:
+    """The replica mapping that a recording's meta.json tells."""
+    gpus = meta.get("gpus")
+    if not isinstance(gpus, list):
+        return About(mapping="the recording does not say which GPUs it had")
+    uuids = tuple(str(gpu["uuid"]) for gpu in gpus if isinstance(gpu, dict) and gpu.get("uuid"))
+    names = {str(gpu["name"]) for gpu in gpus if isinstance(gpu, dict) and gpu.get("name")}
+    labels = {key: str(value) for key, value in (meta.get("labels") or {}).items()}
+    per_replica = meta.get("gpus_per_replica") or None
+    sku = names.pop() if len(names) == 1 else ""
+    return About(uuids, per_replica, "recorded", sku, labels=labels)
+
+
+class Replay:
+    """One recording on its way into a ledger."""
+
+    def __init__(self, recording: Recording, writer: LedgerWriter, *, interval_ns: int = 0) -> None:
+        """`interval_ns` joins recorded scrapes until that much time has passed; 0 closes one interval for each."""
+        self._recording = recording
+        self._interval_ns = interval_ns
+        self._writer = writer
+        version = recording.meta.get("engine_version")
+        self._mapper = PageMapper(
+            recording.name, (VllmMapping(), LmcacheMapping()), version if isinstance(version, str) else None
+        )
+        self._describe = Describer({}, about_of(recording.meta))
+        self._pipeline: Pipeline | None = None
+        self._gpus: GpuIntegrator | None = None
+        self._gpu_at_ns = 0
+        self._host: HostLine | None = None
+        self._last_page_ns: int | None = None
+        self._failures: list[Scrape] = []
+        self._counts = {"pages": 0, "intervals": 0, "skipped": 0}
+        self._findings: list[Finding] = []
+
+    def run(self, progress: Callable[[int], None] = lambda _: None) -> Replayed:
+        """Replay everything; `progress` hears the instant of every page. LedgerError if it cannot be written."""
+        first_ns = last_ns = None
+        for event in self._recording.events():
+            if first_ns is None:
+                first_ns = event.t_ns
+                self._pipeline = Pipeline(
+                    self._writer, self._writer.states(), self._describe, interval_ns=None, started_ns=first_ns
+                )
+            last_ns = event.t_ns
+            if isinstance(event, Page):
+                self._page(event)
+                progress(event.t_ns)
+            elif isinstance(event, GpuLine):
+                self._gpu(event)
+            elif isinstance(event, HostLine):
+                self._host = event
+            elif isinstance(event, Failure) and event.source == "vllm":
+                self._failures.append(self._failure(event.t_ns, event.took_seconds, event.error))
+        if first_ns is None or last_ns is None or not self._counts["pages"]:
+            raise RecordingError(f"{self._recording.name}: no page of an engine", "is this a recording?")
+        self._tick([*self._others()])
+        return Replayed(**self._counts, start_ns=first_ns, end_ns=last_ns, findings=tuple(self._findings))
+
+    @property
+    def _source(self) -> str:
+        return f"vllm:{self._recording.name}"
+
+    def _failure(self, t_ns: int, took_seconds: float, error: str) -> Scrape:
+        return Scrape(self._source, t_ns, took_seconds, (), "failed", error)
+
+    def _page(self, page: Page) -> None:
+        if page.source != "vllm":
+            return  # LMCache's own server has its mapping with the other sources
+        due = self._last_page_ns is None or page.t_ns >= self._last_page_ns + self._interval_ns - _SLACK_NS
+        if not due:
+            return
+        self._last_page_ns = page.t_ns
+        self._counts["pages"] += 1
+        try:
+            scrape = Scrape(self._source, page.t_ns, 0.0, self._mapper.read(page.body))
+        except CollectError as error:
+            scrape = self._failure(page.t_ns, 0.0, str(error))
+        # GPUs first: an engine's target row names their product
+        self._tick([*self._others(), *self._failures, scrape])
+        self._failures.clear()
+
+    def _others(self) -> list[Scrape]:
+        scrapes: list[Scrape] = []
+        if self._gpus is not None:
+            scrapes.append(Scrape("nvml", self._gpu_at_ns, 0.0, self._gpus.readings()))
+        if self._host is not None:
+            line, t_ns = self._host.line, self._host.t_ns
+            if line.get("processes"):
+                reading = process_reading(self._recording.name, line["processes"])
+                scrapes.append(Scrape("processes", t_ns, 0.0, (reading,)))
+            if line.get("disks"):
+                scrapes.append(Scrape("diskstats", t_ns, 0.0, disk_readings(line["disks"])))
+            self._host = None
+        return scrapes
+
+    def _gpu(self, event: GpuLine) -> None:
+        if self._gpus is None:
+            self._gpus = GpuIntegrator(event.t_ns / 1e9)
+        for sample in parse_line(event.line):
+            self._gpus.add(sample)
+        self._gpu_at_ns = event.t_ns
+
+    def _tick(self, scrapes: list[Scrape]) -> None:
+        if self._pipeline is None or not scrapes:
+            return
+        tick = self._pipeline.tick(scrapes)
+        if tick.error is not None:
+            raise tick.error
+        self._counts["intervals"] += sum(one.interval is not None for one in tick.closed)
+        engines = sum(scrape.source == self._source and scrape.outcome == "ok" for scrape in scrapes)
+        written = sum(one.reading.kind == "engine" for one in tick.closed)
+        self._counts["skipped"] += engines if engines and not written else 0
+        self._findings += tick.findings
+        self._findings += [finding for one in tick.closed for finding in one.findings]

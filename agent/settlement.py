@@ -1,0 +1,80 @@
+"""Settle hours: their charges are written once, from the intervals and prices that are known then."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from kvtally.agent.accounts import Payment, Window, facts_of, hour_of
+from kvtally.agent.ledger.columns import HOUR_NS
+
+if TYPE_CHECKING:
+    from kvtally.agent.facts import Facts
+    from kvtally.agent.ledger.read import LedgerReader
+    from kvtally.agent.rates import Rate, RateBook
+
+GRACE_NS = 15 * 60 * 1_000_000_000
+
+
+def due_hours(reader: LedgerReader, now_ns: int) -> list[int]:
+    """Hours that can be settled: every target has an interval that ends after them, or 15 minutes have passed."""
+    extent = reader.extent()
+    if extent is None:
+        return []
+    ends = [end for (kind, _), end in reader.state_ends().items() if kind == "engine"]
+    # a target that is gone for good holds nothing up beyond the grace
+    reached = max(min(ends, default=0), now_ns - GRACE_NS)
+    done = reader.settlements(0, now_ns)
+    first = hour_of(extent[0])
+    return [hour for hour in range(first, hour_of(reached), HOUR_NS) if hour not in done]
+
+
+def settle(reader: LedgerReader, hour_ns: int, book: RateBook, payment: Payment, reason: str = "hour closed") -> int:
+    """Settle one hour, or settle it again: returns the revision written."""
+    facts = facts_of(reader, Window(hour_ns, hour_ns + HOUR_NS), book, payment, use_settled=False)
+    before = reader.settlements(hour_ns, hour_ns + 1)
+    revision = before[hour_ns][0] + 1 if hour_ns in before else 1
+    ids = {rate: rate_id for rate_id, rate in reader.rates()}
+    charges = [charge for one in facts for charge in _charges(one, hour_ns, revision, ids)]
+    body = {"facts": [_entry(one) for one in facts]}
+    reader.write_settlement(hour_ns, hour_ns + HOUR_NS, revision, reason, body, charges)
+    return revision
+
+
+def _sku(facts: Facts) -> str:
+    """What tells apart GPUs that nobody holds; replicas are told apart by their id."""
+    return facts.lines[0].sku if facts.replica is None and facts.lines else ""
+
+
+def _entry(facts: Facts) -> dict[str, Any]:
+    return {
+        "target_id": facts.replica.target_id if facts.replica else None,
+        "sku": _sku(facts),
+        "state_ns": dict(facts.state_ns),
+        "priced": facts.lines is not None,
+        "split": None if facts.split is None else list(facts.split),
+        "start_ns": facts.start_ns,
+        "end_ns": facts.end_ns,
+        "covered_ns": facts.covered_ns,
+        "modelled": facts.modelled,
+    }
+
+
+def _charges(facts: Facts, hour_ns: int, revision: int, ids: dict[Rate, int]) -> list[dict[str, Any]]:
+    replica = facts.replica
+    return [
+        {
+            "period_start_ns": hour_ns,
+            "revision": revision,
+            "target_id": replica.target_id if replica else None,
+            "account": json.dumps(dict(replica.labels) if replica else {}, sort_keys=True),
+            "resource": line.resource,
+            "sku": line.sku,
+            "state": line.state,
+            "quantity": line.quantity,
+            "unit": line.unit,
+            "rate_id": ids[line.rate],
+            "amount_nano": line.amount_nano,
+        }
+        for line in facts.lines or ()
+    ]

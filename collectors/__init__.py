@@ -1,0 +1,1 @@
+"""One file per telemetry source; nothing here knows of money or SQL."""

@@ -1,0 +1,175 @@
+"""vLLM's own families (0.11.1 to 0.33) as engine readings, one per engine core (data-parallel rank)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvtally.collectors.exposition import Series
+from kvtally.collectors.page import Detail, Pick, Plan, bucket_details, positions
+from kvtally.collectors.quantities import CACHE, ENGINE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# quantity -> the samples that may serve it, best first: (name, labels)
+# A page of vLLM 0.25:
+#   vllm:prompt_tokens_by_source_total{engine="0",model_name="llama-8b",source="local_compute"} 859550.0
+#   vllm:iteration_tokens_total_count{engine="0",model_name="llama-8b"} 4688.0
+_BY_SOURCE = "vllm:prompt_tokens_by_source_total"
+_ENGINE: Mapping[str, tuple[tuple[str, Mapping[str, str]], ...]] = {
+    "prompt_tokens": (("vllm:prompt_tokens_total", {}),),
+    "computed_tokens": ((_BY_SOURCE, {"source": "local_compute"}),),
+    "hbm_tokens": ((_BY_SOURCE, {"source": "local_cache_hit"}),),
+    "external_tokens": ((_BY_SOURCE, {"source": "external_kv_transfer"}),),
+    "generated_tokens": (("vllm:generation_tokens_total", {}),),
+    "prefix_query_tokens": (("vllm:prefix_cache_queries_total", {}),),
+    "prefix_hit_tokens": (("vllm:prefix_cache_hits_total", {}),),
+    "external_query_tokens": (("vllm:external_prefix_cache_queries_total", {}),),
+    "external_hit_tokens": (("vllm:external_prefix_cache_hits_total", {}),),
+    "first_tokens": (("vllm:time_to_first_token_seconds_count", {}),),
+    "finished_requests": (("vllm:request_success_total", {}),),
+    "preemptions": (("vllm:num_preemptions_total", {}),),
+    "steps": (("vllm:iteration_tokens_total_count", {}),),
+    "step_tokens": (("vllm:iteration_tokens_total_sum", {}),),
+    "first_token_ns": (("vllm:time_to_first_token_seconds_sum", {}),),
+    "queue_ns": (("vllm:request_queue_time_seconds_sum", {}),),
+    "prefill_ns": (("vllm:request_prefill_time_seconds_sum", {}),),
+    "decode_ns": (("vllm:request_decode_time_seconds_sum", {}),),
+    "inter_token_ns": (
+        ("vllm:inter_token_latency_seconds_sum", {}),
+        ("vllm:time_per_output_token_seconds_sum", {}),  # its name until 0.11
+    ),
+    "request_ns": (("vllm:e2e_request_latency_seconds_sum", {}),),
+    "running_requests": (("vllm:num_requests_running", {}),),
+    "waiting_requests": (("vllm:num_requests_waiting", {}),),
+    "waiting_for_capacity": (("vllm:num_requests_waiting_by_reason", {"reason": "capacity"}),),
+    "kv_usage_ppm": (("vllm:kv_cache_usage_perc", {}), ("vllm:gpu_cache_usage_perc", {})),
+    "awake": (("vllm:engine_sleep_state", {"sleep_state": "awake"}),),
+}
+_CACHED_BY_SOURCE = "vllm:prompt_tokens_cached_by_source_total"
+_DETAILS: tuple[tuple[str, str, Mapping[str, str], float], ...] = (
+    ("cached_tokens", "vllm:prompt_tokens_cached_total", {}, 1),
+    ("recomputed_tokens", "vllm:prompt_tokens_recomputed_total", {}, 1),  # 0.16 to 0.19
+    # counted at admission, so they differ from hbm_tokens and external_tokens by requests in flight
+    ("admitted_device_tokens", _CACHED_BY_SOURCE, {"source": "device"}, 1),
+    ("admitted_host_tokens", _CACHED_BY_SOURCE, {"source": "host"}, 1),
+    ("admitted_disk_tokens", _CACHED_BY_SOURCE, {"source": "disk"}, 1),
+    ("admitted_p2p_tokens", _CACHED_BY_SOURCE, {"source": "p2p"}, 1),
+    ("admitted_unspecified_tokens", _CACHED_BY_SOURCE, {"source": "external_unspecified"}, 1),
+    ("finished_prompt_tokens", "vllm:request_prompt_tokens_sum", {}, 1),
+    ("finished_computed_tokens", "vllm:request_prefill_kv_computed_tokens_sum", {}, 1),
+    ("finished_generated_tokens", "vllm:request_generation_tokens_sum", {}, 1),
+    ("finished_abort", "vllm:request_success_total", {"finished_reason": "abort"}, 1),
+    ("finished_error", "vllm:request_success_total", {"finished_reason": "error"}, 1),
+    ("estimated_gflop", "vllm:estimated_flops_per_gpu_total", {}, 1e-9),
+    ("estimated_read_bytes", "vllm:estimated_read_bytes_per_gpu_total", {}, 1),
+    ("estimated_write_bytes", "vllm:estimated_write_bytes_per_gpu_total", {}, 1),
+)
+_HISTOGRAMS = (
+    ("vllm:iteration_tokens_total_bucket", "step_tokens"),
+    ("vllm:request_prompt_tokens_bucket", "request_prompt_tokens"),
+    ("vllm:request_prefill_kv_computed_tokens_bucket", "request_computed_tokens"),
+)
+_OFFLOAD: Mapping[str, tuple[tuple[str, Mapping[str, str]], ...]] = {
+    "load_bytes": (
+        ("vllm:kv_offload_load_bytes_total", {}),
+        ("vllm:kv_offload_total_bytes_total", {"transfer_type": "CPU_to_GPU"}),  # 0.16 to 0.23
+    ),
+    "store_bytes": (
+        ("vllm:kv_offload_store_bytes_total", {}),
+        ("vllm:kv_offload_total_bytes_total", {"transfer_type": "GPU_to_CPU"}),
+    ),
+    "load_ns": (
+        ("vllm:kv_offload_load_time_total", {}),
+        ("vllm:kv_offload_total_time_total", {"transfer_type": "CPU_to_GPU"}),
+    ),
+    "store_ns": (
+        ("vllm:kv_offload_store_time_total", {}),
+        ("vllm:kv_offload_total_time_total", {"transfer_type": "GPU_to_CPU"}),
+    ),
+}
+_INFO = "vllm:cache_config_info"
+_INFO_LABELS = ("block_size", "cache_dtype", "num_gpu_blocks", "kv_cache_size_tokens", "enable_prefix_caching")
+_START = "process_start_time_seconds"
+_CREATED = "vllm:prompt_tokens_created"
+
+SPELLINGS = ("vllm:", "vllm_")  # OpenMetrics without escaping=allow-utf-8 rewrites the colon
+
+
+def spelled(sample_name: str) -> str:
+    """The sample's name with vLLM's own colon."""
+    return "vllm:" + sample_name[5:] if sample_name.startswith("vllm_") else sample_name
+
+
+class VllmMapping:
+    """Reads the pages of vLLM's API server."""
+
+    def __init__(self) -> None:
+        tables = (_ENGINE, _OFFLOAD)
+        names = {name for table in tables for choices in table.values() for name, _ in choices}
+        names |= {name for _, name, _, _ in _DETAILS} | {name for name, _ in _HISTOGRAMS} | {_INFO, _START, _CREATED}
+        self._names = frozenset(names)
+
+    def wants(self, sample_name: str) -> bool:
+        """Whether a sample of this name is read, in either spelling."""
+        return spelled(sample_name) in self._names
+
+    def names(self) -> tuple[str, ...]:
+        """Every sample name that is read."""
+        return tuple(sorted(self._names))
+
+    def compile(self, target: str, series: Sequence[Series], version: str | None) -> list[Plan]:
+        """One engine plan per (engine, model), and one cache plan where it offloads KV by itself."""
+        series = [Series(spelled(one.name), one.labels) for one in series]
+        engines = sorted(
+            {
+                (one.labels.get("engine", "0"), one.labels.get("model_name", ""))
+                for one in series
+                if one.name in {"vllm:prompt_tokens_total", "vllm:num_requests_running", "vllm:generation_tokens_total"}
+            }
+        )
+        crowded = len({engine for engine, _ in engines}) < len(engines)
+        start = positions(series, _START, {})
+        plans: list[Plan] = []
+        for engine, model in engines:
+            labels = {key: value for key, value in (("engine", engine), ("model_name", model)) if value}
+            # series without the label belong to the one engine that there is
+            own = [
+                one if all(one.labels.get(key, value) == value for key, value in labels.items()) else Series("", {})
+                for one in series
+            ]
+            name = f"{target}/{engine}/{model}" if crowded else f"{target}/{engine}"
+            attributes = {"engine": "vllm", "model": model} | ({"version": version} if version else {})
+            for at in positions(own, _INFO, {}):
+                attributes |= {key: own[at].labels[key] for key in _INFO_LABELS if key in own[at].labels}
+            epoch = (start or positions(own, _CREATED, {}) or (None,))[0]
+            picks = _picks(own, _ENGINE, tuple(quantity.name for quantity in ENGINE))
+            plans.append(Plan("engine", name, attributes, picks, _details(own), epoch))
+            offload = _picks(own, _OFFLOAD, tuple(quantity.name for quantity in CACHE))
+            if any(offload):
+                about = {"cache": "vllm kv_offload", "model": model}
+                plans.append(Plan("cache", f"{name}/kv_offload", about, offload, (), epoch))
+        return plans
+
+
+def _picks(
+    series: Sequence[Series],
+    table: Mapping[str, tuple[tuple[str, Mapping[str, str]], ...]],
+    quantities: tuple[str, ...],
+) -> list[Pick | None]:
+    picks: list[Pick | None] = []
+    for quantity in quantities:
+        found = next((at for name, labels in table.get(quantity, ()) if (at := positions(series, name, labels))), ())
+        picks.append(Pick(found) if found else None)
+    return picks
+
+
+def _details(series: Sequence[Series]) -> list[Detail]:
+    details = [
+        Detail(quantity, at[0], None, scale)
+        for quantity, name, labels, scale in _DETAILS
+        if len(at := positions(series, name, labels)) == 1
+    ]
+    for name, prefix in _HISTOGRAMS:
+        details += bucket_details(series, name, {}, prefix)
+    return details
