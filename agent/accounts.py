@@ -13,7 +13,8 @@ from kvtally.agent.split import Split
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from kvtally.agent.rates import Rate, RateBook
+    from kvtally.agent.price import Rate, Term
+    from kvtally.agent.rates import RateBook
 
 
 class Window(NamedTuple):
@@ -26,7 +27,7 @@ class Window(NamedTuple):
 class Payment(NamedTuple):
     """How GPUs that no replica holds are paid for."""
 
-    term: str = "on-demand"
+    term: Term = "on-demand"
     site: str = ""
 
 

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 from kvtally.agent.facts import WORK, EngineRow, Evidence, Facts, GpuPresence, Line, Replica
 from kvtally.agent.finding import Finding
-from kvtally.agent.rates import PriceGap, Rate, RateBook, charge_nano
+from kvtally.agent.price import Rate
+from kvtally.agent.rates import PriceGap, RateBook, charge_nano
 from kvtally.agent.split import Slice, fit
 from kvtally.agent.states import STATES, EngineTime, engine_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from kvtally.agent.rates import Resource
+    from kvtally.agent.price import Resource, Term
     from kvtally.agent.split import Split
 
 CPU_HOST = "cpu-host"
@@ -69,8 +70,9 @@ def working_ns(row: EngineRow, replica: Replica, evidence: Evidence) -> float | 
             and (amount := evidence.graphics[uuid].over(row.start_ns, row.end_ns)) is not None
         ]
         return max(busy) if busy else None
-    if replica.gpus == () and replica.name in evidence.cpu:
-        return evidence.cpu[replica.name].over(row.start_ns, row.end_ns)
+    target, _, rank = replica.name.partition("/")
+    if replica.gpus == () and rank == "0" and target in evidence.cpu:
+        return evidence.cpu[target].over(row.start_ns, row.end_ns)
     return None
 
 
@@ -211,10 +213,9 @@ def _held_lines(
 ) -> list[Line]:
     term, site = replica.term, replica.site
     lines: list[Line] = []
-    for part in book.amount_nano(held.resource, held.sku, term, site, held.quantity, *span):
-        amount = charge_nano(
-            book, held.resource, held.sku, term, site, held.quantity, part.start_ns, part.end_ns
-        )
+    asked = (held.resource, held.sku, term, site)
+    for part in book.stretches(*asked, start_ns=span[0], end_ns=span[1]):
+        amount = charge_nano(book, *asked, quantity=held.quantity, start_ns=part.start_ns, end_ns=part.end_ns)
         cuts = [piece.within(part.start_ns, part.end_ns) for piece in pieces]
         state_ns = {state: sum(cut[state] for cut in cuts) for state in STATES}
         amounts = apportioned(amount, state_ns)
@@ -246,9 +247,10 @@ def _energy_lines(
     weights = {state: sum(piece.state_ns[state] for piece in pieces) for state in STATES}
     lines: list[Line] = []
     kwh = Fraction(energy_mj, 3_600_000_000)
-    for part in book.amount_nano("energy", "", replica.term, replica.site, kwh, *span):
+    asked: tuple[Resource, str, Term, str] = ("energy", "", replica.term, replica.site)
+    for part in book.stretches(*asked, start_ns=span[0], end_ns=span[1]):
         amount = charge_nano(
-            book, "energy", "", replica.term, replica.site, kwh, part.start_ns, part.end_ns, measured_ns=span
+            book, *asked, quantity=kwh, start_ns=part.start_ns, end_ns=part.end_ns, used_over_ns=span
         )
         share = energy_mj * (part.end_ns - part.start_ns) // (span[1] - span[0])
         amounts, energies = apportioned(amount, weights), apportioned(share, weights)
@@ -278,7 +280,7 @@ def unheld_facts(
     held: Sequence[tuple[int, int]],
     book: RateBook,
     period_ns: tuple[int, int],
-    term: str,
+    term: Term,
     site: str,
 ) -> Facts | None:
     """A GPU in the time in which no replica held it; None where there is no such time.
@@ -300,8 +302,10 @@ def unheld_facts(
     findings: tuple[Finding, ...] = ()
     try:
         for start_ns, end_ns in free:
-            for part in book.amount_nano("gpu", gpu.sku, term, site, 1, start_ns, end_ns):  # type: ignore[arg-type]
-                amount = charge_nano(book, "gpu", gpu.sku, term, site, 1, part.start_ns, part.end_ns)  # type: ignore[arg-type]
+            for part in book.stretches("gpu", gpu.sku, term, site, start_ns=start_ns, end_ns=end_ns):
+                amount = charge_nano(
+                    book, "gpu", gpu.sku, term, site, quantity=1, start_ns=part.start_ns, end_ns=part.end_ns
+                )
                 length = part.end_ns - part.start_ns
                 lines.append(Line("gpu", gpu.sku, "unallocated", length, "gpu-ns", part.rate, amount))
     except PriceGap as gap:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kvtally.agent.finding import Finding
-    from kvtally.agent.rates import Rate, Resource, Term
+    from kvtally.agent.price import Rate, Resource, Term
     from kvtally.agent.split import Split
     from kvtally.agent.states import State
     from kvtally.agent.timeline import Timeline

@@ -24,6 +24,10 @@ class Writer(Protocol):
         """Write one tick; LedgerError if it cannot be."""
         ...
 
+    def skip(self, by_ns: int, finding: Finding) -> None:
+        """Move every target's last scrape forward; LedgerError if that cannot be written."""
+        ...
+
 
 class Tick(NamedTuple):
     """What came of a tick: the intervals that were written, and findings among them."""
@@ -103,6 +107,13 @@ class Pipeline:
             del self._down[source]
         return Tick(tuple(closed), tuple(findings))
 
+    def skip(self, by_ns: int, finding: Finding) -> None:
+        """Leave out a step of the clock: every open interval starts after it. LedgerError if it cannot be written."""
+        self._writer.skip(by_ns, finding)
+        self._states = {
+            key: state._replace(taken_at_ns=state.taken_at_ns + by_ns) for key, state in self._states.items()
+        }
+
     def _close(self, key: Key, reading: Reading, scrape: Scrape, findings: list[Finding]) -> Closed | None:
         previous = self._states.get(key)
         new = key not in self._sources
@@ -118,10 +129,10 @@ class Pipeline:
                 findings.append(_out_of_order(key, scrape.taken_at_ns, previous.taken_at_ns))
             return None
         missed = self._missed.get(key, 0)
-        if new and self._interval_ns:
-            # scrapes that were due while no kvtally ran
-            missed += max(0, round((scrape.taken_at_ns - previous.taken_at_ns) / self._interval_ns) - 1)
-            if missed:
+        if self._interval_ns:
+            # live, the cadence tells what was due: ticks that failed, that came late, or while no kvtally ran
+            missed = max(0, round((scrape.taken_at_ns - previous.taken_at_ns) / self._interval_ns) - 1)
+            if new and missed and reading.kind == "engine":
                 findings.append(_not_watched(key, previous.taken_at_ns, scrape.taken_at_ns))
         interval, state, found = close(previous, reading, scrape.taken_at_ns, missed)
         return Closed(reading, interval, state, found)

@@ -47,8 +47,10 @@ class Sizes(NamedTuple):
         return self.tensor * self.pipeline * self.context * self.data
 
     def __str__(self) -> str:
-        told = (("TP", self.tensor), ("PP", self.pipeline), ("context", self.context), ("DP", self.data))
-        return " x ".join(f"{name} {size}" for name, size in told if name in {"TP", "PP"} or size != 1)
+        if self.gpus is None:
+            return "parallel sizes not told"
+        more = (f" x {name} {size}" for name, size in (("context", self.context), ("DP", self.data)) if size != 1)
+        return f"TP {self.tensor} x PP {self.pipeline}{''.join(more)}"
 
 
 class Host(NamedTuple):

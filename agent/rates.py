@@ -214,20 +214,14 @@ def charge_nano(
     Under each rate the charge is round_half_even(A(end)) - round_half_even(A(start)), A(t) being what the quantity
     would have cost from the unix epoch to t at that rate: so A depends neither on the window asked for nor on rates
     for other times. Of a quantity that was used up (kWh, GiB of network), [start, end) may be a part of the span
-    `used_over_ns` in which all of it was used; A then begins with that span.
-    Raises PriceGap if any part has no price.
+    `used_over_ns` in which all of it was used. Raises PriceGap if any part has no price.
     """
     _refuse_impossible(resource, quantity, start_ns, end_ns)
-    origin_ns, until_ns = 0, 0
-    if is_used_up(resource):
-        origin_ns, until_ns = used_over_ns or (start_ns, end_ns)
-        if not origin_ns <= start_ns <= end_ns <= until_ns:
-            raise ValueError(f"[{start_ns}, {end_ns}) is no part of [{origin_ns}, {until_ns})")
+    first_ns, last_ns = used_over_ns or (start_ns, end_ns)
+    if not first_ns <= start_ns <= end_ns <= last_ns:
+        raise ValueError(f"[{start_ns}, {end_ns}) is no part of [{first_ns}, {last_ns})")
     cut = book.stretches(resource, sku, term, site, start_ns=start_ns, end_ns=end_ns)
-    return sum(
-        _accrued(_slope(s.rate, quantity, until_ns - origin_ns), s.start_ns - origin_ns, s.end_ns - origin_ns)
-        for s in cut
-    )
+    return sum(_accrued(_slope(s.rate, quantity, last_ns - first_ns), s.start_ns, s.end_ns) for s in cut)
 
 
 def unused_commitment_nano(commitment: Stretch, used: Iterable[Used], start_ns: int, end_ns: int) -> int:

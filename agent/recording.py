@@ -138,7 +138,7 @@ class Recording:
                     raise RecordingError(reason, "pack each recording by itself")
                 seen.add(member.kind)
                 if isinstance(member.kind, PageName):
-                    member.check_size(member.size_bytes)
+                    member.check_size()
                     if member.kind.t_ns > LAST_NS:
                         raise RecordingError(f"{member.name} is named for no instant", "pages carry unix milliseconds")
                     self._pages.append(member.kind)
@@ -198,7 +198,7 @@ class Recording:
                     yield Page(turn.t_ns, turn.source, zlib.decompress(packed))
                 if turn is None:
                     return
-        raise RecordingError(f"{self._origin} lost pages while it was read", "leave it alone during a replay")
+        raise RecordingError(f"{self._origin} lost pages while it was read", "leave the recording alone meanwhile")
 
 
 def open_recording(path: str | os.PathLike[str] | Traversable | BinaryIO) -> Recording:

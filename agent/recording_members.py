@@ -74,14 +74,16 @@ class Member(NamedTuple):
 
     def body(self) -> bytes:
         """All of it; RecordingError beyond 16 MiB."""
+        self.check_size()
         with self.open() as file:
-            body = file.read(PAGE_LIMIT_BYTES + 1)
-        self.check_size(len(body))
+            body = file.read(self.size_bytes + 1)
+        if len(body) != self.size_bytes:
+            raise RecordingError(f"{self.name} changed while it was read", "leave the recording alone meanwhile")
         return body
 
-    def check_size(self, size_bytes: int) -> None:
+    def check_size(self) -> None:
         """RecordingError beyond 16 MiB."""
-        if size_bytes > PAGE_LIMIT_BYTES:
+        if self.size_bytes > PAGE_LIMIT_BYTES:
             raise RecordingError(f"{self.name} is larger than 16 MiB", "no page is: remove it")
 
 

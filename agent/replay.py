@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from kvtally.agent.finding import Finding
 from kvtally.agent.pipeline import Pipeline
 from kvtally.agent.recording import Failure, GpuLine, HostLine, Page, Recording, RecordingError
@@ -60,7 +62,9 @@ class Replay:
         self._mapper = PageMapper(
             recording.name, (VllmMapping(), LmcacheMapping()), version if isinstance(version, str) else None
         )
-        self._describe = Describer({}, about_of(recording.meta))
+        about = about_of(recording.meta)
+        self._sku = about.sku or None
+        self._describe = Describer({}, about)
         self._pipeline: Pipeline | None = None
         self._gpus: GpuIntegrator | None = None
         self._gpu_at_ns = 0
@@ -135,7 +139,8 @@ class Replay:
         if self._gpus is None:
             self._gpus = GpuIntegrator(event.t_ns / 1e9)
         for sample in parse_line(event.line):
-            self._gpus.add(sample)
+            named = sample if sample.name else msgspec.structs.replace(sample, name=self._sku)
+            self._gpus.add(named)
         self._gpu_at_ns = event.t_ns
 
     def _tick(self, scrapes: list[Scrape]) -> None:

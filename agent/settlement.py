@@ -11,7 +11,8 @@ from kvtally.agent.ledger.columns import HOUR_NS
 if TYPE_CHECKING:
     from kvtally.agent.facts import Facts
     from kvtally.agent.ledger.read import LedgerReader
-    from kvtally.agent.rates import Rate, RateBook
+    from kvtally.agent.price import Rate
+    from kvtally.agent.rates import RateBook
 
 GRACE_NS = 15 * 60 * 1_000_000_000
 
@@ -34,7 +35,8 @@ def settle(reader: LedgerReader, hour_ns: int, book: RateBook, payment: Payment,
     facts = facts_of(reader, Window(hour_ns, hour_ns + HOUR_NS), book, payment, use_settled=False)
     before = reader.settlements(hour_ns, hour_ns + 1)
     revision = before[hour_ns][0] + 1 if hour_ns in before else 1
-    ids = {rate: rate_id for rate_id, rate in reader.rates()}
+    # a packaged price of 0 takes on the ledger's currency, so that is no part of the key
+    ids = {rate._replace(currency=""): rate_id for rate_id, rate in reader.rates()}
     charges = [charge for one in facts for charge in _charges(one, hour_ns, revision, ids)]
     body = {"facts": [_entry(one) for one in facts]}
     reader.write_settlement(hour_ns, hour_ns + HOUR_NS, revision, reason, body, charges)
@@ -73,7 +75,7 @@ def _charges(facts: Facts, hour_ns: int, revision: int, ids: dict[Rate, int]) ->
             "state": line.state,
             "quantity": line.quantity,
             "unit": line.unit,
-            "rate_id": ids[line.rate],
+            "rate_id": ids[line.rate._replace(currency="")],
             "amount_nano": line.amount_nano,
         }
         for line in facts.lines or ()

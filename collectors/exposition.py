@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MAX_LINES = 100_000  # 64 engines on one page have about 42,000
 _MAX_WANTED_BYTES = 4 * 2**20  # of all wanted lines together: bounds what labels can cost
+_MAX_LABELS = 250  # of one series; vLLM's longest have about 40
 _MAX_NAMES = 10_000
 _SAMPLE_CHARACTERS = 60
 _PIECE_BYTES = 64 * 1024
@@ -122,7 +123,7 @@ class PageReader:
                     raise CollectError(f"the page has more than {self._max_series} wanted series")
         if first_sample and not wanted_lines:
             # "Not Found" looks like a series named Not: one whole sample tells a metrics page from prose.
-            _read_sample(*first_sample, first=True)
+            _read_samples([first_sample], first=True)
             return self._remember((), None, ())
         series, keys, values = _read_samples(wanted_lines)
         for (index, _), key in zip(wanted_lines, keys, strict=True):
@@ -165,6 +166,8 @@ def _values_at(places: _Places, body: bytes) -> tuple[float, ...] | None:
 
 def _read_samples(
     wanted_lines: list[tuple[int, re.Match[bytes]]],
+    *,
+    first: bool = False,
 ) -> tuple[tuple[Series, ...], list[bytes], tuple[float, ...]]:
     """Series, raw keys and values of the wanted lines; CollectError for a duplicate or an unreadable one."""
     if sum(len(beginning.string) for _, beginning in wanted_lines) > _MAX_WANTED_BYTES:
@@ -174,7 +177,7 @@ def _read_samples(
     values: list[float] = []
     seen: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
     for index, beginning in wanted_lines:
-        one, key, value = _read_sample(index, beginning)
+        one, key, value = _read_sample(index, beginning, first=first)
         identity = (one.name, tuple(sorted(one.labels.items())))
         if identity in seen:
             raise CollectError(f"duplicate series {_shown(key)} in line {index + 1}: the page cannot be trusted")
@@ -185,12 +188,10 @@ def _read_samples(
     return tuple(series), keys, tuple(values)
 
 
-def _read_sample(index: int, beginning: re.Match[bytes], *, first: bool = False) -> tuple[Series, bytes, float]:
+def _read_sample(index: int, beginning: re.Match[bytes], *, first: bool) -> tuple[Series, bytes, float]:
     """Series, raw key and value of one line; CollectError names the line."""
     line = beginning.string
     labels: dict[str, str] = {}
-    if len(line) > _MAX_WANTED_BYTES:
-        raise _unreadable(index, line, first=first)
     try:
         position = beginning.end()
         if beginning[0].endswith(b"{"):
@@ -204,7 +205,7 @@ def _read_labels(line: bytes, position: int, labels: dict[str, str]) -> int:
     """Fill `labels` from the text behind the brace and return where it closes; ValueError if it is malformed."""
     while (closing := _CLOSING_BRACE.match(line, position)) is None:
         label = _LABEL.match(line, position)
-        if label is None:
+        if label is None or len(labels) == _MAX_LABELS:
             raise ValueError
         name, value = label[1].decode("ascii"), label[2].decode("utf-8")
         if name in labels:

@@ -82,31 +82,33 @@ class _Sums:
     the missing value would read as zero.
     """
 
-    __slots__ = ("_factors", "_totals", "seconds")
+    __slots__ = ("_announced", "_factors", "_seconds", "_totals")
 
     def __init__(self, factors: tuple[float, ...]) -> None:
-        self.seconds = 0.0
         self._factors = factors
+        self._seconds = 0.0
         self._totals: tuple[float | None, ...] = (None,) * len(factors)
+        self._announced = False
 
     def announce(self) -> None:
         """Set all sums to zero, over zero seconds: the gauges can be read and were not yet."""
-        if self.seconds == 0.0:
+        if all(total is None for total in self._totals):
             self._totals = (0.0,) * len(self._factors)
+            self._announced = True
 
     def add(self, values: tuple[float | None, ...], seconds: float) -> None:
         if not 0 <= seconds < _INFINITY:
             return
         given = tuple(value if value is not None and 0 <= value < _INFINITY else None for value in values)
-        if self.seconds == 0.0:  # the first step decides which gauges there are
-            totals: tuple[float | None, ...] = tuple(None if value is None else 0.0 for value in given)
-        else:
-            totals = self._totals
-        if any(total is not None and value is None for total, value in zip(totals, given, strict=True)):
-            return
         if all(value is None for value in given):
             return
-        self.seconds += seconds
+        totals = self._totals
+        if self._announced:  # which of them there are, the first values tell
+            totals = tuple(None if value is None else 0.0 for value in given)
+            self._announced = False
+        if any(total is not None and value is None for total, value in zip(totals, given, strict=True)):
+            return
+        self._seconds += seconds
         self._totals = tuple(
             None if value is None else (total or 0.0) + value * factor * seconds
             for total, value, factor in zip(totals, given, self._factors, strict=True)
@@ -116,7 +118,7 @@ class _Sums:
         """Give the seconds, then the sums; None for all if nothing was ever read."""
         if all(total is None for total in self._totals):
             return (None, *self._totals)
-        return (self.seconds, *self._totals)
+        return (self._seconds, *self._totals)
 
 
 class _Gpu:

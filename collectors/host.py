@@ -67,7 +67,7 @@ def parents(proc: str) -> dict[int, int]:
     """
     found = {}
     with os.scandir(proc) as entries:
-        pids = [int(entry.name) for entry in entries if entry.name.isdecimal()]
+        pids = sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
     for pid in pids:
         try:
             stat = read_stat(proc, pid)

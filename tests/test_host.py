@@ -50,7 +50,8 @@ class Proc:
         after = f"S {parent} 1 1 0 -1 4194304 9 0 0 0 {ticks} 7 0 0 20 0 1 0 {start} 1000000 25 18446744073709551615"
         (folder / "stat").write_text(f"{pid} ({comm}) {after}\n")
         (folder / "io").write_text(
-            f"rchar: {rchar}\nwchar: 20\nsyscr: 5\nsyscw: 6\nread_bytes: 30\nwrite_bytes: 40\ncancelled_write_bytes: 0\n"
+            f"rchar: {rchar}\nwchar: 20\nsyscr: 5\nsyscw: 6\n"
+            "read_bytes: 30\nwrite_bytes: 40\ncancelled_write_bytes: 0\n"
         )
 
     def remove(self, pid: int) -> None:

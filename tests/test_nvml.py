@@ -284,6 +284,17 @@ def test_a_slow_tick_pays_for_as_many_gpus_as_are_due(tick_seconds: float, dear_
         assert paid["nvmlGpmSampleGet"] == dear_calls
 
 
+def test_a_tick_a_moment_early_does_not_miss_its_turn() -> None:
+    nvml = FakeNvml()
+    collector = collector_of(nvml)
+    collector.sample()
+    for seconds in (9.99, 10.02, 9.98, 10.01, 9.97, 10.03):
+        tick(nvml, seconds)
+        (sample,) = collector.sample()
+        assert sample.energy_millijoules == 5_000
+        assert sample.gpm_seconds == pytest.approx(seconds)
+
+
 def test_gpm_means_of_a_gpu_cover_all_the_time_between_its_turns() -> None:
     nvml = FakeNvml(3)
     collector = collector_of(nvml)

@@ -86,6 +86,12 @@ def test_a_row_ends_at_its_until_and_what_it_superseded_does_not_come_back() -> 
     assert selected(book, NEW_YEAR_NS + 2 * DAY_NS) is None
 
 
+def test_a_row_that_is_superseded_before_its_until_is_charged_only_so_far() -> None:
+    changed = NEW_YEAR_NS + HOUR_NS
+    book = RateBook([GPU._replace(valid_until_ns=FOREVER_NS), priced(GPU, "3")._replace(valid_from_ns=changed)])
+    assert gpu_charge(book, NEW_YEAR_NS, changed + HOUR_NS) == 5 * NANO
+
+
 def test_the_exact_product_comes_before_any_and_then_the_exact_site() -> None:
     book = RateBook(
         [

@@ -146,6 +146,17 @@ class LedgerWriter:
             self._undo()
             raise
 
+    def skip(self, by_ns: int, finding: Finding) -> None:
+        """Move every target's last scrape forward by a step of the clock: the next interval starts after it."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("UPDATE counter_state SET taken_at_ns = taken_at_ns + ?", (by_ns,))
+            self._connection.execute(_FINDING, finding)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._undo()
+            raise explained(self._path, error) from error
+
     def _undo(self) -> None:
         self._ids.clear()  # rows of `target` may have gone with the transaction
         if self._connection.in_transaction:

@@ -18,7 +18,7 @@ from kvtally.agent.ledger import schema
 from kvtally.agent.ledger.columns import HEAD_REVISION, KINDS, quantity_columns
 from kvtally.agent.ledger.errors import LedgerRevision, LedgerUnreachable, explained
 from kvtally.agent.ledger.place import file_of
-from kvtally.agent.rates import Rate
+from kvtally.agent.price import Rate
 from kvtally.agent.timeline import Span, Timeline
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from kvtally.agent.rates import Term
+    from kvtally.agent.price import Term
     from kvtally.collectors.base import Kind
 
 

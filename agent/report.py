@@ -1,0 +1,364 @@
+"""The cost report: facts grouped as asked, as the JSON of CLI.md."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kvtally.agent.accounts import Payment, Window, facts_of, widened
+from kvtally.agent.costing import apportioned
+from kvtally.agent.finding import Finding, utc_text
+from kvtally.agent.identity import BY_SOURCE_SINCE, version_of
+from kvtally.agent.price import nano_to_text, rate_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from kvtally.agent.facts import Facts
+    from kvtally.agent.ledger.read import LedgerReader
+    from kvtally.agent.price import Rate
+    from kvtally.agent.rates import RateBook
+
+DIMENSIONS = ("model", "replica", "cluster", "namespace", "tenant", "hour", "day")
+RESOURCES = ("gpu", "server", "energy", "dram", "storage", "network", "platform", "unused_commitment")
+OVERHEADS = ("idle", "asleep", "warm_up", "unallocated")
+DAY_NS = 86_400_000_000_000
+
+
+class Tokens(NamedTuple):
+    """Tokens of a group; None where no counter tells."""
+
+    prompt: int | None
+    computed: int | None
+    hbm: int | None
+    external: int | None
+    generated: int | None
+    derived: bool  # the engine does not count computed tokens: prompt less what its lookups found
+
+
+class Report(NamedTuple):
+    """The answer as values: `groups` and `findings` as they print in JSON."""
+
+    window: Window
+    covered_ns: int
+    currency: str
+    groups: list[dict[str, Any]]
+    findings: list[Finding]
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON of CLI.md."""
+        return {
+            "window": {
+                "start": utc_text(self.window.start_ns),
+                "end": utc_text(self.window.end_ns),
+                "covered_seconds": self.covered_ns / 1e9,
+            },
+            "currency": self.currency,
+            "groups": self.groups,
+            "findings": [finding_json(finding) for finding in self.findings],
+        }
+
+
+def finding_json(finding: Finding) -> dict[str, str]:
+    """One finding as it prints."""
+    return {
+        "kind": finding.kind,
+        "severity": finding.severity,
+        "target": finding.target,
+        "start": utc_text(finding.start_ns),
+        "end": utc_text(finding.end_ns),
+        "message": finding.message,
+    }
+
+
+def cost_report(
+    reader: LedgerReader, window: Window | None, by: Sequence[str], book: RateBook, payment: Payment
+) -> Report:
+    """Cost of a window by the dimensions of `by`; with no window, the default one of CLI.md."""
+    extent = reader.extent()
+    if extent is None:
+        return Report(Window(0, 0), 0, book.currency, [], [])
+    asked = window or default_window(extent)
+    asked = widened(asked, reader.raw_from(), extent[1])
+    facts = facts_of(reader, asked, book, payment)
+    caches = {
+        target.name.split("/")[0] for target in reader.targets().values() if target.kind == "cache"
+    }
+    groups: dict[tuple[tuple[str, str | None], ...], list[Facts]] = {}
+    for one in facts:
+        groups.setdefault(_key(one, by), []).append(one)
+    found = [finding for one in facts for finding in one.findings]
+    rendered = []
+    for key, members in sorted(groups.items(), key=lambda item: [value or "\uffff" for _, value in item[0]]):
+        group, findings = _group(dict(key), members, caches)
+        rendered.append(group)
+        found += findings
+    spans = _union([(one.start_ns, one.end_ns) for one in facts if one.replica is not None])
+    real = Window(spans[0][0], spans[-1][1]) if spans else asked
+    found += reader.findings(real.start_ns, real.end_ns)
+    return Report(real, sum(b - a for a, b in spans), book.currency, rendered, _unique(found))
+
+
+def default_window(extent: tuple[int, int]) -> Window:
+    """The whole ledger if it spans less than 24 h, else the last 24 h before its newest interval."""
+    start, end = extent
+    return Window(start, end) if end - start < DAY_NS else Window(end - DAY_NS, end)
+
+
+def _key(facts: Facts, by: Sequence[str]) -> tuple[tuple[str, str | None], ...]:
+    replica = facts.replica
+    values: list[tuple[str, str | None]] = []
+    for name in by:
+        if name == "hour":
+            values.append((name, utc_text(facts.period_ns - facts.period_ns % 3_600_000_000_000)))
+        elif name == "day":
+            values.append((name, utc_text(facts.period_ns - facts.period_ns % DAY_NS)))
+        elif replica is None:
+            values.append((name, None))
+        elif name == "model":
+            values.append((name, replica.model))
+        elif name == "replica":
+            values.append((name, replica.name))
+        else:
+            values.append((name, replica.labels.get(name)))
+    return tuple(values)
+
+
+def _union(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    union: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if union and start <= union[-1][1]:
+            union[-1] = (union[-1][0], max(union[-1][1], end))
+        elif end > start:
+            union.append((start, end))
+    return union
+
+
+def _unique(findings: Iterable[Finding]) -> list[Finding]:
+    merged: dict[tuple[str, str, str], Finding] = {}
+    for finding in findings:
+        key = (finding.kind, finding.target, finding.message)
+        before = merged.get(key)
+        if before is not None:
+            finding = finding._replace(  # noqa: PLW2901  # the joined one takes its place
+                start_ns=min(before.start_ns, finding.start_ns), end_ns=max(before.end_ns, finding.end_ns)
+            )
+        merged[key] = finding
+    return sorted(merged.values(), key=lambda one: (one.start_ns, one.kind, one.target))
+
+
+def tokens_of(facts: Sequence[Facts]) -> Tokens:
+    """Tokens of a group; one part that is unknown makes its sum unknown."""
+    sums: dict[str, int | None] = dict.fromkeys(("prompt", "computed", "hbm", "external", "generated"), 0)
+    derived = False
+    for one in facts:
+        if one.replica is None:
+            continue
+        work = dict(one.work)
+        release = version_of(one.replica.version)
+        prompt = work.get("prompt_tokens")
+        if work.get("computed_tokens") is None and prompt is not None and (release or BY_SOURCE_SINCE) < BY_SOURCE_SINCE:
+            hits, outer = work.get("prefix_hit_tokens"), work.get("external_hit_tokens") or 0
+            if hits is not None and hits + outer <= prompt:
+                work |= {"computed_tokens": prompt - hits - outer, "hbm_tokens": hits, "external_tokens": outer}
+                derived = True
+        for short in sums:
+            value, total = work.get(f"{short}_tokens" if short != "generated" else "generated_tokens"), sums[short]
+            sums[short] = None if value is None or total is None else total + value
+    return Tokens(sums["prompt"], sums["computed"], sums["hbm"], sums["external"], sums["generated"], derived)
+
+
+def _group(by: dict[str, str | None], facts: list[Facts], caches: set[str]) -> tuple[dict[str, Any], list[Finding]]:
+    tokens = tokens_of(facts)
+    state_ns = {
+        state: sum(one.state_ns.get(state, 0) for one in facts) for state in ("occupied", *OVERHEADS)
+    }
+    shares = _prefill_ns(facts)
+    outer = bool(tokens.external) or any(one.replica and one.replica.name.split("/")[0] in caches for one in facts)
+    none_loaded = None if outer else 0.0
+    priced = all(one.lines is not None for one in facts)
+    lines = [line for one in facts for line in one.lines or ()]
+    cost = _cost(lines) if priced else None
+    held = [one for one in facts if one.replica is not None]
+    expected = _expected_ns(held)
+    rates = sorted({line.rate for line in lines}, key=rate_text)
+    findings = [*_token_findings(facts, tokens), *_split_findings(facts, shares, state_ns["occupied"])]
+    if outer:
+        findings.append(_not_parted(facts))
+    group = {
+        "by": by,
+        "tokens": {
+            "prompt": tokens.prompt,
+            "computed": tokens.computed,
+            "cached": _cached(tokens),
+            "generated": tokens.generated,
+        },
+        "engine_seconds": {
+            "prefill": None if shares is None else shares[1] / 1e9,
+            "decode": None if shares is None else (state_ns["occupied"] - shares[1]) / 1e9,
+            "stall": none_loaded,
+            "store": none_loaded,
+            **{state: state_ns[state] / 1e9 for state in ("idle", "asleep", "warm_up", "unallocated")},
+            "occupied": state_ns["occupied"] / 1e9,
+        },
+        "prefill_share": _share_json(shares, state_ns["occupied"]),
+        "cost": cost,
+        "cost_per_million": _unit_costs(facts, tokens, shares, state_ns["occupied"], outer=outer) if priced else None,
+        "basis": {
+            "tokens": "MODELLED" if tokens.derived else "MEASURED",
+            "states": "MODELLED" if any(one.modelled for one in facts) else "MEASURED",
+            "cost": None if not priced else _basis(rates),
+            "split": None if shares is None else "MODELLED",
+        },
+        "rates": [rate_text(rate) for rate in rates],
+        "coverage": round(min(1.0, sum(one.covered_ns for one in held) / expected), 6) if expected else None,
+    }
+    return group, findings
+
+
+def _cached(tokens: Tokens) -> dict[str, int | None]:
+    split = 0 if tokens.external == 0 else None  # dram, disk and p2p of tokens that nobody splits are unknown
+    return {"hbm": tokens.hbm, "dram": split, "disk": split, "p2p": split, "external": tokens.external}
+
+
+def _basis(rates: Sequence[Rate]) -> str:
+    return "ASSUMED" if any(rate.basis == "ASSUMED" for rate in rates) or not rates else "MEASURED"
+
+
+def _expected_ns(facts: Sequence[Facts]) -> int:
+    """Time that full coverage would have: each replica from its first to its last interval in the window."""
+    spans: dict[str, tuple[int, int]] = {}
+    for one in facts:
+        name = one.replica.name if one.replica else ""
+        low, high = spans.get(name, (one.start_ns, one.end_ns))
+        spans[name] = (min(low, one.start_ns), max(high, one.end_ns))
+    return sum(high - low for low, high in spans.values())
+
+
+def _prefill_ns(facts: Sequence[Facts]) -> tuple[int, int, int] | None:
+    """Prefill nanoseconds (low, point, high) of the occupied time; None where some of it has no law."""
+    total = [Fraction(0)] * 3
+    for one in facts:
+        occupied = one.state_ns.get("occupied", 0)
+        if not occupied:
+            continue
+        if one.split is None:
+            return None
+        for slot, share in enumerate((one.split.low, one.split.point, one.split.high)):
+            total[slot] += Fraction(share) * occupied
+    low, point, high = (round(part) for part in total)
+    return low, point, high
+
+
+def _share_json(shares: tuple[int, int, int] | None, occupied: int) -> dict[str, float] | None:
+    if shares is None or not occupied:
+        return None
+    return {name: round(part / occupied, 4) for name, part in zip(("low", "point", "high"), shares, strict=True)}
+
+
+def _cost(lines: Sequence[Any]) -> dict[str, Any]:
+    by_resource = dict.fromkeys(RESOURCES, 0)
+    overhead = dict.fromkeys(OVERHEADS, 0)
+    for line in lines:
+        by_resource[line.resource if line.state != "unused" else "unused_commitment"] += line.amount_nano
+        if line.state in overhead:
+            overhead[line.state] += line.amount_nano
+    texts: dict[str, Any] = {"total": nano_to_text(sum(by_resource.values()))}
+    texts |= {resource: nano_to_text(amount) for resource, amount in by_resource.items()}
+    texts["of_which"] = {state: nano_to_text(amount) for state, amount in overhead.items()}
+    return texts
+
+
+def _unit_costs(
+    facts: Sequence[Facts], tokens: Tokens, shares: tuple[int, int, int] | None, occupied: int, *, outer: bool
+) -> dict[str, Any]:
+    total = sum(line.amount_nano for one in facts for line in one.lines or ())
+    active = sum(line.amount_nano for one in facts for line in one.lines or () if line.state == "occupied")
+    prefill = decode = None
+    if shares is not None and occupied:
+        # each replica's own price times its own share, so that a group of unlike replicas adds up
+        by_replica = Fraction(0)
+        for one in facts:
+            if one.split is not None:
+                worked = sum(line.amount_nano for line in one.lines or () if line.state == "occupied")
+                by_replica += worked * Fraction(one.split.point)
+        prefill = round(by_replica)
+        decode = active - prefill
+    full_prefill = full_decode = None
+    if prefill is not None and decode is not None and shares is not None:
+        # overhead goes pro rata to occupied engine-seconds, never per token (METHOD 2.2)
+        spread = apportioned(total - active, {"prefill": shares[1], "decode": occupied - shares[1]})
+        full_prefill, full_decode = prefill + spread["prefill"], decode + spread["decode"]
+    return {
+        "fully_loaded": _per_million(tokens, total, full_prefill, full_decode, outer=outer),
+        "active": _per_million(tokens, active, prefill, decode, outer=outer),
+    }
+
+
+def _per_million(
+    tokens: Tokens, total: int, prefill: int | None, decode: int | None, *, outer: bool
+) -> dict[str, Any]:
+    both = None if tokens.prompt is None or tokens.generated is None else tokens.prompt + tokens.generated
+    cached: dict[str, str | None] = {}
+    if tokens.hbm:
+        cached["hbm"] = nano_to_text(0)  # no stall, no holding: its price is KV room, which is in the batch size
+    if outer:
+        cached["external"] = None
+    return {
+        "total": _unit(total, both),
+        "input_computed": _unit(prefill, tokens.computed),
+        "input_cached": cached,
+        "input": _unit(prefill, tokens.prompt),
+        "output": _unit(decode, tokens.generated),
+    }
+
+
+def _unit(amount_nano: int | None, tokens: int | None) -> str | None:
+    if amount_nano is None or not tokens:
+        return None
+    return nano_to_text(round(Fraction(amount_nano * 10**6, tokens)))
+
+
+def _span(facts: Sequence[Facts]) -> tuple[int, int]:
+    return min(one.start_ns for one in facts), max(one.end_ns for one in facts)
+
+
+def _token_findings(facts: Sequence[Facts], tokens: Tokens) -> list[Finding]:
+    start, end = _span(facts)
+    if tokens.derived:
+        message = (
+            "vLLM before 0.16 does not count computed tokens: they are prompt tokens less prefix-cache hits, which "
+            "it counts on every scheduling attempt, so reuse may be overstated under back-pressure"
+        )
+        return [Finding("tokens_derived", "info", "", start, end, message)]
+    if tokens.prompt and tokens.computed is None:
+        message = "the engine does not tell which prompt tokens it computed, and its lookups do not add up to them"
+        return [Finding("tokens_unknown", "warning", "", start, end, message)]
+    return []
+
+
+def _split_findings(facts: Sequence[Facts], shares: tuple[int, int, int] | None, occupied: int) -> list[Finding]:
+    if shares is not None or not occupied:
+        return []
+    start, end = _span(facts)
+    message = (
+        "prefill and decode cannot be told apart here, so input and output have no price of their own: it takes "
+        "seconds in which the engine worked (GPM graphics utilisation, or CPU seconds of an engine without a GPU), "
+        "at least 8 slices of 2 s, and a load that varies"
+    )
+    return [Finding("split_unknown", "info", "", start, end, message)]
+
+
+def _not_parted(facts: Sequence[Facts]) -> Finding:
+    start, end = _span(facts)
+    message = (
+        "loading from and storing to the outer cache tier takes engine time that is still inside prefill and decode: "
+        "stall and store are unknown, and so is the price of a token from that tier"
+    )
+    return Finding("stall_not_parted", "info", "", start, end, message)
+
+
+def decimal_of(text: str) -> Decimal:
+    """An amount of the report as a number, exactly."""
+    return Decimal(text)

@@ -1,0 +1,177 @@
+"""The sources of one host: built from config and discovery, rebuilt when an engine comes or goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvtally.agent.config import Config, Engine, Labels, complete
+from kvtally.agent.replica import About
+from kvtally.collectors.base import CollectError, Collector, NoData
+from kvtally.collectors.engine_page import EnginePage
+from kvtally.collectors.filesystem import BlockDevices, CgroupIo
+from kvtally.collectors.host import ProcessTree
+from kvtally.collectors.http import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from kvtally.agent.discovery import FoundEngine
+    from kvtally.collectors.nvml import NvmlCollector
+
+PROBE_SECONDS = 1.0
+
+
+class Found(NamedTuple):
+    """What a look around this host found: engines by address, and why GPUs are not there if they are not."""
+
+    engines: tuple[FoundEngine, ...]
+    gpu_indices: tuple[str, ...] | None
+
+
+def probe(url: str) -> bytes | None:
+    """The body of a page, or None: whatever else answers on a port is no engine."""
+    endpoint = Endpoint(url, timeout_seconds=PROBE_SECONDS)
+    try:
+        return endpoint.get().body
+    except (CollectError, ValueError):
+        return None
+    finally:
+        endpoint.close()
+
+
+def look_around(config: Config, nvml: NvmlCollector | None) -> Found:
+    """Find engines on this host and the GPUs that they hold; bounded by a second per listening port."""
+    from kvtally.agent.discovery import find_engines  # noqa: PLC0415  # not loaded where discovery is off
+
+    indices: tuple[str, ...] | None = None
+    pids: Mapping[str, Sequence[int]] | None = None
+    if nvml is not None:
+        try:
+            readings = nvml.collect()
+            by_index = sorted((int(reading.attributes["index"]), reading.name) for reading in readings)
+            indices = tuple(name for _, name in by_index)
+            pids = nvml.compute_pids()
+        except (NoData, CollectError):
+            indices = None
+    configured = {engine.url for engine in config.engines}
+    ports = list(config.scrape.ports) if config.scrape.discover else []
+    ports += [port for url in configured if (port := _local_port(url)) is not None and port not in ports]
+    found = find_engines(ports, probe, gpu_uuids_by_index=indices, compute_pids=pids)
+    return Found(tuple(found), indices)
+
+
+def _local_port(url: str) -> int | None:
+    from urllib.parse import urlsplit  # noqa: PLC0415  # as above
+
+    parts = urlsplit(url)
+    return parts.port if parts.hostname in {"127.0.0.1", "localhost", "::1"} else None
+
+
+class Sources:
+    """Every collector of a run, kept from one look around to the next."""
+
+    def __init__(self, config: Config, nvml: NvmlCollector | None) -> None:
+        self._config = config
+        self._nvml = nvml
+        self._pages: dict[str, EnginePage] = {}
+        self._processes: dict[str, list[Collector]] = {}
+        self._pids: dict[str, int | None] = {}
+        self._disks: list[Collector] = [BlockDevices()] if config.host.disks else []
+        self.abouts: dict[str, About] = {}
+        for engine in config.engines:
+            self._add(engine, None)
+
+    @property
+    def engines(self) -> Sequence[EnginePage]:
+        """The engines' pages."""
+        return tuple(self._pages.values())
+
+    @property
+    def may_hang(self) -> list[Collector]:
+        """Sources behind a network or a driver."""
+        return [*self._pages.values(), *([self._nvml] if self._nvml is not None else [])]
+
+    @property
+    def prompt(self) -> list[Collector]:
+        """Sources that the kernel answers at once."""
+        return [*self._disks, *(one for own in self._processes.values() for one in own)]
+
+    def take(self, found: Found) -> bool:
+        """Take in what a look around found; True if the set of sources changed."""
+        before = (set(self._pages), dict(self._pids))
+        listed = {engine.name: engine for engine in self._config.engines}
+        for one in found.engines:
+            engine = listed.get(one.name)
+            if engine is None:
+                same = next((each for each in self._config.engines if each.url.startswith(one.url + "/")), None)
+                engine = same or complete(Engine(url=one.url), self._config)
+            self._add(engine, one)
+        return before != (set(self._pages), dict(self._pids))
+
+    def _add(self, engine: Engine, found: FoundEngine | None) -> None:
+        name = engine.name
+        if name not in self._pages:
+            endpoint = Endpoint(engine.url, timeout_seconds=self._config.scrape.timeout_seconds)
+            self._pages[name] = EnginePage(name, endpoint, restrict=self._config.scrape.restrict)
+        self.abouts[name] = about_of(engine, found)
+        pid = engine.pid or (found.pid if found else None)
+        if pid is not None:
+            self._pids[name] = pid
+        if name not in self._processes and pid is not None:
+            own: list[Collector] = []
+            if self._config.host.processes:
+                own.append(ProcessTree(name, self._pid_of(name)))
+            if self._config.host.cgroup:
+                cgroup = CgroupIo(self._pid_of(name))
+                cgroup.source = f"cgroup:{name}"
+                own.append(cgroup)
+            self._processes[name] = own
+
+    def _pid_of(self, name: str) -> Callable[[], int | None]:
+        return lambda: self._pids.get(name)
+
+    def close(self) -> None:
+        """Close every connection."""
+        for page in self._pages.values():
+            page.close()
+
+
+def about_of(engine: Engine, found: FoundEngine | None) -> About:
+    """What config says of an engine, and where it is silent what discovery found."""
+    labels = {name: value for name in Labels.__struct_fields__ if (value := getattr(engine.labels, name))}
+    gpus, mapping, per_replica = engine.gpus, "config", engine.gpus_per_replica
+    if gpus is None and found is not None:
+        gpus, mapping = found.gpus, found.gpu_evidence
+        ranks = found.data_parallel or 1
+        per_replica = per_replica or (len(gpus) // ranks if gpus and ranks > 1 else None)
+    elif gpus is None:
+        mapping = "the engine was not found on this host, and the config does not name its GPUs"
+    return About(
+        None if gpus is None else tuple(gpus),
+        per_replica,
+        mapping,
+        "",
+        engine.term,
+        engine.site,
+        labels,
+        "" if engine.kv_dram_gib is None else f"{engine.kv_dram_gib:.9f}",
+        "" if engine.kv_storage_tib is None else f"{engine.kv_storage_tib:.9f}",
+    )
+
+
+def open_nvml(config: Config) -> NvmlCollector | None:
+    """The GPUs of this host; None without a driver, or where config switches them off."""
+    if not config.gpu.enabled:
+        return None
+    from kvtally.collectors.nvml import NvmlCollector  # noqa: PLC0415  # pynvml is loaded where there is a driver
+
+    nvml = NvmlCollector(
+        energy_every_seconds=config.gpu.energy_every_seconds, gpm_every_seconds=config.gpu.gpm_every_seconds
+    )
+    try:
+        nvml.compute_pids()
+    except NoData:
+        return None
+    except CollectError:
+        pass  # a driver that does not answer now may do so later; every tick says what is wrong
+    return nvml
