@@ -175,7 +175,6 @@ class Recording:
             self._lines[name] = lines
 
     def _page_events(self) -> Iterator[Page]:
-        known = set(self._pages)
         awaited = iter(self._pages)
         turn = next(awaited, None)
         held: dict[PageName, bytes] = {}
@@ -183,7 +182,7 @@ class Recording:
         with damage_named(self._origin), closing(self._members()) as members:
             for member in members:
                 page = member.kind
-                if not isinstance(page, PageName) or page not in known:
+                if not isinstance(page, PageName):
                     continue
                 body = member.body()
                 if page != turn:

@@ -102,7 +102,7 @@ def folder_members(folder: Path) -> Members:
         status = place.stat()
         if not stat.S_ISREG(status.st_mode):
             raise RecordingError(f"{place} is no plain file", "remove it")
-        yield Member(name, None, kind, status.st_size, partial(place.open, "rb"))
+        yield Member(name, None, kind, status.st_size, partial(_open, place))
 
 
 def archive_members(opener: Opener) -> Members:
@@ -170,6 +170,10 @@ def _parse(name: str) -> tuple[str | None, str | PageName] | None:
     if found["file"]:
         return found["top"], found["file"]
     return found["top"], PageName(int(found["milliseconds"]) * 1_000_000, found["source"], found["folder"])
+
+
+def _open(place: Path) -> IO[bytes]:
+    return place.open("rb")
 
 
 def _content(archive: tarfile.TarFile, header: tarfile.TarInfo) -> IO[bytes]:

@@ -80,3 +80,29 @@ def _charges(facts: Facts, hour_ns: int, revision: int, ids: dict[Rate, int]) ->
         }
         for line in facts.lines or ()
     ]
+
+
+def prune_before(reader: LedgerReader, keep_ns: int) -> dict[str, int]:
+    """Remove raw intervals older than `keep_ns` before the newest one, as far as their hours are settled."""
+    extent = reader.extent()
+    raw_from = reader.raw_from()
+    if extent is None or raw_from is None:
+        return {}
+    limit = hour_of(extent[1] - keep_ns)
+    settled = reader.settlements(hour_of(raw_from), limit) if limit > raw_from else {}
+    before = hour_of(raw_from)
+    while before < limit and before in settled:
+        before += HOUR_NS
+    return reader.prune(before) if before > raw_from else {}
+
+
+def settle_again(reader: LedgerReader, from_ns: int, book: RateBook, payment: Payment) -> tuple[int, int]:
+    """Settle again the hours from `from_ns` on, for a new price: (settled again, aged out and left as they are)."""
+    extent, raw_from = reader.extent(), reader.raw_from()
+    if extent is None:
+        return 0, 0
+    hours = sorted(hour for hour in reader.settlements(0, extent[1]) if hour + HOUR_NS > from_ns)
+    kept = [hour for hour in hours if raw_from is not None and hour >= hour_of(raw_from)]
+    for hour in kept:
+        settle(reader, hour, book, payment, "a price was added")
+    return len(kept), len(hours) - len(kept)

@@ -146,13 +146,13 @@ class NvmlCollector:
     def compute_pids(self) -> dict[str, list[int]]:
         """Host process ids with a compute context on each GPU, by UUID; a GPU that does not tell is left out."""
         self._open()
+        call = self._nvml.nvmlDeviceGetComputeRunningProcesses_v3
         pids = {}
         for device in self._devices:
             with suppress(_GpuLostError):
-                call = self._nvml.nvmlDeviceGetComputeRunningProcesses_v3
-                processes = self._read(device, "processes", call, device.handle)
-                if processes is not None:
-                    pids[device.uuid] = sorted({process.pid for process in processes})
+                found = self._read(device, "processes", call, device.handle)
+                if found is not None:
+                    pids[device.uuid] = sorted({process.pid for process in found})
         return pids
 
     def close(self) -> None:
@@ -177,16 +177,13 @@ class NvmlCollector:
         self.limits.clear()
         try:
             nvml.nvmlInit()
-        except nvml.NVMLError as error:
-            raise _unavailable(error) from error
-        try:
-            self._devices = self._find()
-        except nvml.NVMLError as error:
-            raise _unavailable(error) from error
-        finally:
-            if not self._devices:
-                with suppress(nvml.NVMLError):
+            try:
+                self._devices = self._find()
+            finally:
+                if not self._devices:
                     nvml.nvmlShutdown()
+        except nvml.NVMLError as error:
+            raise _unavailable(error) from error
         now = self._clock()
         self._energy_turns = _Turns(self._energy_every_seconds, len(self._devices), now)
         self._gpm_turns = _Turns(self._gpm_every_seconds, len(self._devices), now)
@@ -225,11 +222,10 @@ class NvmlCollector:
 
     def _refuse_gpm(self, device: _Device) -> None:
         support = self._read(device, "gpm", self._nvml.nvmlGpmQueryDeviceSupport, device.handle)
+        why = "this GPU has no GPM: Hopper or newer has"
         if device.mig:
             why = "MIG is on: GPM of its instances is not read"
-        elif support is not None and not support.isSupportedDevice:
-            why = "this GPU has no GPM: Hopper or newer has"
-        else:
+        elif support is None or support.isSupportedDevice:
             return
         device.refused.add("gpm")
         self.limits[f"{device.uuid} gpm"] = why
@@ -305,10 +301,9 @@ class NvmlCollector:
                     f"the NVIDIA driver went away: {error}",
                     "it is read again once it is back; after an upgrade of the driver restart kvtally",
                 ) from error
-            if error.value in _LOST:
-                self.limits[key] = str(error)
-                raise _GpuLostError(str(error)) from error
             self.limits[key] = str(error)
+            if error.value in _LOST:
+                raise _GpuLostError(str(error)) from error
             if error.value in _FINAL:
                 device.refused.add(what)
             return None
@@ -338,9 +333,7 @@ def _unavailable(error: Any) -> NoData | CollectError:
     if error.value == _NO_PERMISSION:
         return NoData(f"no right to read the GPUs: {error}", "kvtally needs to open /dev/nvidiactl and /dev/nvidia*")
     if error.value == _VERSION_MISMATCH:
-        return CollectError(
-            f"the NVIDIA driver was upgraded: {error}", "restart kvtally, or reboot if nvidia-smi fails too"
-        )
+        return CollectError(f"the NVIDIA driver was upgraded: {error}", "restart kvtally; if nvidia-smi fails, reboot")
     return CollectError(f"NVML does not start: {error}", "nvidia-smi tells more")
 
 

@@ -1,0 +1,74 @@
+"""The command line: each command in its own module, loaded when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from kvtally import __version__
+
+# command -> where it lives and what its line in --help says (known here so that --help loads none of them)
+COMMANDS = {
+    "demo": ("kvtally.agent.cli.demo:demo", "A first look: a real recording, with no engine and no GPU."),
+    "run": ("kvtally.agent.cli.run:run", "The sidecar: find engines, scrape them, keep the ledger."),
+    "cost": ("kvtally.agent.cli.cost:cost", "Cost per million tokens, and its parts."),
+    "doctor": ("kvtally.agent.cli.doctor:doctor", "What is found here, what is missing, and what to do."),
+    "rates": ("kvtally.agent.cli.rates:rates", "List, add and import prices."),
+    "ledger": ("kvtally.agent.cli.ledger:ledger", "Look after the ledger: info, upgrade, audit, settle, prune."),
+    "record": ("kvtally.agent.cli.record:record", "Write a recording of a live deployment."),
+    "replay": ("kvtally.agent.cli.replay:replay", "Feed a recording into a ledger."),
+}
+
+
+class _Commands(click.Group):
+    """Loads a command when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # as above
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command)  # noqa: S101  # a wrong table is our own defect
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # as above
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="kvtally")
+def group() -> None:
+    """What a million tokens really cost, and what KV reuse really saved.
+
+    Begin with `kvtally demo`; beside an engine, with `kvtally run`.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every error is one line on stderr with a hint, and an exit status of CLI.md."""
+    from kvtally.agent.cli.failure import explain  # noqa: PLC0415  # only when something is called
+
+    try:
+        status = group.main(args=arguments, prog_name="kvtally", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except BrokenPipeError:
+        # the reader (head, less) has gone; python would complain about stdout at exit
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        told = explain(error)
+        if told is None:
+            raise
+        sys.stderr.write(told.text + "\n")
+        sys.exit(told.status)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,171 @@
+"""`kvtally ledger …`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from kvtally.agent.cli.options import chosen_format, instant_ns, ledger_options, settings
+
+_DAY_NS = 86_400_000_000_000
+
+
+@click.group()
+def ledger() -> None:
+    """Look after the ledger."""
+
+
+@ledger.command()
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default=None)
+@ledger_options
+def info(form: str | None, ledger: str | None, config_path: str | None) -> None:
+    """Show where the ledger lies, what it holds and how far it reaches.
+
+    \b
+    Example: kvtally ledger info
+    """
+    from kvtally.agent.finding import utc_text  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
+    from kvtally.agent.ledger.columns import HEAD_REVISION  # noqa: PLC0415  # as above
+    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
+
+    _, url = settings(config_path, ledger)
+    with LedgerReader(url) as reader:
+        extent = reader.extent()
+        path = Path(reader.path)
+        answer = {
+            "path": str(path),
+            "revision": HEAD_REVISION,
+            "bytes": path.stat().st_size,
+            "currency": reader.currency(),
+            "start": utc_text(extent[0]) if extent else None,
+            "end": utc_text(extent[1]) if extent else None,
+            "rows": reader.counts(),
+            "targets": [
+                {"kind": one.kind, "name": one.name, **one.attributes} for one in reader.targets().values()
+            ],
+        }
+    if chosen_format(form) == "json":
+        from json import dumps  # noqa: PLC0415  # only here
+
+        click.echo(dumps(answer, indent=2))
+        return
+    from kvtally.agent.render import ledger_table  # noqa: PLC0415  # rich is loaded for a table only
+
+    ledger_table(answer)
+
+
+@ledger.command()
+@ledger_options
+def upgrade(ledger: str | None, config_path: str | None) -> None:
+    """Create the ledger, or bring an older one up to date.
+
+    \b
+    Example: kvtally ledger upgrade --ledger sqlite:////var/lib/kvtally/ledger.db
+    """
+    from kvtally.agent.book import keep_rates  # noqa: PLC0415  # alembic is loaded when a command needs it
+    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
+    from kvtally.agent.ledger.upgrade import upgrade as bring_up_to_date  # noqa: PLC0415  # as above
+
+    config, url = settings(config_path, ledger)
+    done = bring_up_to_date(url)
+    with LedgerReader(url) as reader:
+        keep_rates(reader, config)
+        click.echo(f"{reader.path}: {'upgraded' if done else 'was up to date'}", err=True)
+
+
+@ledger.command()
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default=None)
+@ledger_options
+def audit(form: str | None, ledger: str | None, config_path: str | None) -> None:
+    """Check every invariant of the ledger; exit status 1 if one is violated.
+
+    \b
+    Example: kvtally ledger audit
+    """
+    from kvtally.agent.audit import audit as violated  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
+    from kvtally.agent.book import book_of  # noqa: PLC0415  # as above
+    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
+    from kvtally.agent.report import finding_json  # noqa: PLC0415  # as above
+
+    config, url = settings(config_path, ledger)
+    with LedgerReader(url) as reader:
+        findings = violated(reader, book_of(reader, config))
+        intervals = sum(rows for table, rows in reader.counts().items() if table.endswith("_interval"))
+    if chosen_format(form) == "json":
+        from json import dumps  # noqa: PLC0415  # only here
+
+        click.echo(dumps({"intervals": intervals, "findings": [finding_json(one) for one in findings]}, indent=2))
+    else:
+        for one in findings:
+            click.echo(f"{one.severity:<8}{one.kind}: {one.message} [{one.target}]")
+        click.echo(f"{intervals} intervals checked, {len(findings) or 'no'} findings")
+    sys.exit(1 if findings else 0)
+
+
+@ledger.command()
+@click.option("--again", metavar="TIME", help="Settle the hour of this time again, as a new revision.")
+@click.option("--reason", default="settled again by hand", help="Why, for the ledger.")
+@click.option("--prune", is_flag=True, help="Then remove raw intervals beyond ledger.retention_days.")
+@click.option("--quiet", is_flag=True, help="Print nothing.")
+@ledger_options
+def settle(
+    again: str | None, reason: str, prune: bool, quiet: bool, ledger: str | None, config_path: str | None
+) -> None:
+    """Write the charges of every hour that is over. `kvtally run` does this by itself.
+
+    \b
+    Example: kvtally ledger settle
+    """
+    import time  # noqa: PLC0415  # the one place that needs the time of day
+
+    from kvtally.agent.accounts import Payment, hour_of  # noqa: PLC0415  # SQLAlchemy is loaded when needed
+    from kvtally.agent.book import book_of, keep_rates  # noqa: PLC0415  # as above
+    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
+    from kvtally.agent.settlement import due_hours  # noqa: PLC0415  # as above
+    from kvtally.agent.settlement import settle as settle_hour  # noqa: PLC0415  # as above
+
+    config, url = settings(config_path, ledger)
+    payment = Payment(config.rates.term, config.rates.site)
+    with LedgerReader(url) as reader:
+        keep_rates(reader, config)
+        book = book_of(reader, config)
+        extent = reader.extent()
+        if again is not None and extent is not None:
+            hours, why = [hour_of(instant_ns(again, extent[1]))], reason
+        else:
+            hours, why = due_hours(reader, time.time_ns()), "hour closed"
+        for hour in hours:
+            settle_hour(reader, hour, book, payment, why)
+        removed = _prune(reader, config.ledger.retention_days) if prune and extent else {}
+    if not quiet:
+        click.echo(f"{len(hours)} hours settled", err=True)
+        for table, rows in removed.items():
+            click.echo(f"{table}: {rows} rows removed", err=True)
+
+
+def _prune(reader: object, retention_days: int) -> dict[str, int]:
+    from kvtally.agent.settlement import prune_before  # noqa: PLC0415  # as above
+
+    return prune_before(reader, retention_days * _DAY_NS)  # type: ignore[arg-type]  # click hides the reader's type
+
+
+@ledger.command()
+@click.option("--days", type=click.IntRange(min=1), help="Keep this many days of raw intervals. [ledger.retention_days]")
+@ledger_options
+def prune(days: int | None, ledger: str | None, config_path: str | None) -> None:
+    """Remove old raw intervals of settled hours; charges and hourly sums stay, and so does a note of what went.
+
+    \b
+    Example: kvtally ledger prune --days 90
+    """
+    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # SQLAlchemy is loaded when needed
+
+    config, url = settings(config_path, ledger)
+    with LedgerReader(url) as reader:
+        removed = _prune(reader, days or config.ledger.retention_days)
+    for table, rows in removed.items():
+        click.echo(f"{table}: {rows} rows removed")
+    if not removed:
+        click.echo("nothing is that old and settled")

@@ -1,0 +1,182 @@
+"""`kvtally rates …`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from kvtally.agent.cli.options import chosen_format, ledger_options, settings
+from kvtally.agent.price import Resource, Term
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kvtally.agent.price import Rate
+
+
+@click.group()
+def rates() -> None:
+    """List, add and import prices. A price is never edited: a later one supersedes it."""
+
+
+@rates.command(name="list")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default=None)
+@ledger_options
+def list_(form: str | None, ledger: str | None, config_path: str | None) -> None:
+    """Show every price that the ledger knows, the packaged ones included.
+
+    \b
+    Example: kvtally rates list
+    """
+    from kvtally.agent.book import book_of  # noqa: PLC0415  # --help needs none of it
+    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
+    from kvtally.agent.price import nano_to_text, rate_text  # noqa: PLC0415  # as above
+    from kvtally.agent.rate_file import packaged_rates  # noqa: PLC0415  # as above
+
+    config, url = settings(config_path, ledger)
+    if Path(url.removeprefix("sqlite:///")).exists():
+        with LedgerReader(url) as reader:
+            ids = {rate: rate_id for rate_id, rate in reader.rates()}
+            known: Sequence[Rate] = book_of(reader, config).rates
+    else:
+        ids, known = {}, packaged_rates()
+    if chosen_format(form) == "json":
+        from json import dumps  # noqa: PLC0415  # only here
+
+        rows = [
+            {**rate._asdict(), "price": nano_to_text(rate.price_nano), "pue": str(rate.pue) if rate.pue else None}
+            for rate in known
+        ]
+        click.echo(dumps({"rates": rows}, indent=2))
+        return
+    from kvtally.agent.render import rates_table  # noqa: PLC0415  # rich is loaded for a table only
+
+    rates_table([(ids.get(rate, 0), rate_text(rate), rate.note) for rate in known])
+
+
+@rates.command()
+@click.argument("resource", type=click.Choice(get_args(Resource)))
+@click.argument("price")
+@click.option("--unit", help="What the price is for, such as gpu-hour. [default: the resource's own]")
+@click.option("--sku", default="", help="Exact product name (nvidia-smi -L tells a GPU's). [default: any]")
+@click.option("--site", default="", help="Where. [default: anywhere]")
+@click.option("--term", type=click.Choice(get_args(Term)), default="on-demand", show_default=True)
+@click.option("--from", "valid_from", required=True, metavar="DATE", help="First day or instant with this price.")
+@click.option("--until", "valid_until", metavar="DATE", help="First instant without it. [default: until superseded]")
+@click.option("--currency", default="USD", show_default=True, help="ISO 4217; a ledger has one.")
+@click.option("--committed", type=click.IntRange(min=1), help="Reserved units that are paid for even when unused.")
+@click.option("--pue", help="Energy: factor on metered kWh.")
+@click.option("--source", default="operator", show_default=True, help="Where the price is written.")
+@click.option("--note", default="")
+@ledger_options
+def add(  # noqa: PLR0913, PLR0917  # one option for each field of a rate
+    resource: Resource,
+    price: str,
+    unit: str | None,
+    sku: str,
+    site: str,
+    term: Term,
+    valid_from: str,
+    valid_until: str | None,
+    currency: str,
+    committed: int | None,
+    pue: str | None,
+    source: str,
+    note: str,
+    ledger: str | None,
+    config_path: str | None,
+) -> None:
+    """Add a price of your own; hours that it concerns are settled again.
+
+    \b
+    Example:
+      kvtally rates add gpu 2.69 --unit gpu-hour --sku "NVIDIA H100 80GB HBM3" --from 2026-01-01 --term on-demand
+    """
+    from kvtally.agent.price import UNITS, Rate, checked, parse_decimal, parse_price, parse_unit  # noqa: PLC0415  # as above
+
+    rate = checked(
+        Rate(
+            resource,
+            sku,
+            site,
+            term,
+            parse_unit(resource, unit or next(iter(UNITS[resource]))),
+            parse_price(price),
+            currency,
+            _date_ns("from", valid_from),
+            None if valid_until is None else _date_ns("until", valid_until),
+            "MEASURED",
+            source,
+            note,
+            committed,
+            None if pue is None else parse_decimal("pue", pue),
+        )
+    )
+    _keep([rate], ledger, config_path)
+
+
+@rates.command(name="import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@ledger_options
+def import_(file: str, ledger: str | None, config_path: str | None) -> None:
+    """Add every price of a TOML card (docs/rates.md shows the form; `rates example` prints one).
+
+    \b
+    Example: kvtally rates import contract.toml
+    """
+    from kvtally.agent.rate_file import read_rates  # noqa: PLC0415  # as above
+
+    _keep(read_rates(Path(file).read_bytes()), ledger, config_path)
+
+
+@rates.command()
+def example() -> None:
+    """Print a card for GPUs of your own: capital recovery, energy and PUE, to be filled in.
+
+    \b
+    Example: kvtally rates example > owned.toml
+    """
+    from kvtally.agent.rate_file import owned_example  # noqa: PLC0415  # as above
+
+    click.echo(owned_example(), nl=False)
+
+
+def _date_ns(field: str, text: str) -> int:
+    from kvtally.agent.rate_file import instant_ns  # noqa: PLC0415  # as above
+
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"--{field} {text!r} is no date: give 2026-01-01") from None
+    return instant_ns(field, value if value.tzinfo else value.replace(tzinfo=UTC))
+
+
+def _keep(new: Sequence[Rate], ledger: str | None, config_path: str | None) -> None:
+    from kvtally.agent.accounts import Payment  # noqa: PLC0415  # as above
+    from kvtally.agent.book import book_of, keep_rates  # noqa: PLC0415  # as above
+    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
+    from kvtally.agent.ledger.upgrade import upgrade  # noqa: PLC0415  # as above
+    from kvtally.agent.price import rate_text  # noqa: PLC0415  # as above
+    from kvtally.agent.rates import RateBook  # noqa: PLC0415  # as above
+    from kvtally.agent.settlement import settle_again  # noqa: PLC0415  # as above
+
+    config, url = settings(config_path, ledger)
+    upgrade(url)
+    with LedgerReader(url) as reader:
+        keep_rates(reader, config)
+        known = {rate for _, rate in reader.rates()}
+        RateBook([*(rate for _, rate in reader.rates()), *new])  # a second currency is refused before it is written
+        fresh = [rate for rate in new if rate not in known]
+        reader.add_rates(fresh)
+        for rate in new:
+            click.echo(f"{'added' if rate in fresh else 'was there'}: {rate_text(rate)}")
+        if fresh:
+            payment = Payment(config.rates.term, config.rates.site)
+            done, aged = settle_again(reader, min(rate.valid_from_ns for rate in fresh), book_of(reader, config), payment)
+            if done:
+                click.echo(f"{done} settled hours were settled again at the new price")
+            if aged:
+                click.echo(f"{aged} settled hours keep their price: their raw intervals have aged out")

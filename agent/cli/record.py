@@ -1,0 +1,39 @@
+"""`kvtally record`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kvtally.agent.cli.options import ledger_options
+
+
+@click.command(epilog="\b\nExample: ten minutes, packed into one file\n  kvtally record h100-monday --for 600 --pack")
+@click.argument("folder", metavar="DIR")
+@click.option("--for", "duration", type=click.FloatRange(min=1), metavar="SECONDS", help="Stop by itself after this long.")
+@click.option("--interval", type=float, metavar="SECONDS", help="Scrape this often (1 to 300). [default: 5]")
+@click.option("--pack", "packed", is_flag=True, help="Also write DIR.tar.xz.")
+@ledger_options
+def record(
+    folder: str, duration: float | None, interval: float | None, packed: bool, ledger: str | None, config_path: str | None
+) -> None:  # noqa: ARG001  # every command takes --ledger
+    """Write a recording of the engines on this host: whole pages, GPU and host samples. Stops on SIGTERM or Ctrl-C."""
+    import os  # noqa: PLC0415  # --help needs none of it
+
+    from kvtally.agent.config import load  # noqa: PLC0415  # as above
+    from kvtally.agent.log import Log  # noqa: PLC0415  # as above
+    from kvtally.agent.recorder import Recorder  # noqa: PLC0415  # as above
+
+    environment = dict(os.environ)
+    if interval is not None:
+        environment["KVTALLY_SCRAPE__INTERVAL_SECONDS"] = f"{interval:g}"
+    config = load(config_path, environment)
+    recorded = Recorder(config, Path(folder), Log(config.log.format, config.log.level)).run(duration_seconds=duration)
+    click.echo(f"{folder}: {recorded}", err=True)
+    if packed:
+        from kvtally.agent.recording_writer import pack  # noqa: PLC0415  # as above
+
+        for each in recorded.folders:
+            pack(each, each.with_name(f"{each.name}.tar.xz"))
+            click.echo(f"{each}.tar.xz", err=True)

@@ -1,0 +1,90 @@
+"""`kvtally replay`, and what `demo` shares with it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import click
+
+from kvtally.agent.cli.options import ledger_options, settings
+
+if TYPE_CHECKING:
+    from kvtally.agent.config import Config
+    from kvtally.agent.recording import Recording
+    from kvtally.agent.replay import Replayed
+
+
+@click.command(
+    epilog="\b\nExample:\n  kvtally replay h100.tar.xz --ledger sqlite:///h100.db\n  kvtally cost --ledger sqlite:///h100.db"
+)
+@click.argument("recording", metavar="DIR|FILE.tar.xz")
+@click.option(
+    "--interval", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Join scrapes to longer intervals."
+)
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@ledger_options
+def replay(recording: str, interval: float, quiet: bool, ledger: str | None, config_path: str | None) -> None:
+    """Feed a recording into a ledger, on the recording's own clock."""
+    from kvtally.agent.finding import utc_text  # noqa: PLC0415  # --help needs none of it
+    from kvtally.agent.recording import open_recording  # noqa: PLC0415  # as above
+
+    config, url = settings(config_path, ledger)
+    opened = open_recording(recording)
+    done = into_ledger(opened, url, config, interval_seconds=interval, progress=not quiet and sys.stderr.isatty())
+    click.echo(
+        f"{opened.name}: {done.pages} pages, {done.intervals} intervals, "
+        f"{utc_text(done.start_ns)} to {utc_text(done.end_ns)}",
+        err=True,
+    )
+    if done.skipped:
+        click.echo(f"{done.skipped} scrapes were in the ledger already and were left out", err=True)
+    for name in opened.missing:
+        click.echo(f"the recording has no {name}: {LACKING.get(name, 'what it would tell is unknown')}", err=True)
+    for note in opened.notes:
+        click.echo(note, err=True)
+    for finding in done.findings:
+        if finding.severity != "info":
+            click.echo(f"{finding.severity}: {finding.message} [{finding.target}]", err=True)
+
+
+LACKING = {
+    "gpu.jsonl": "no GPU seconds, so input and output have no price of their own",
+    "host.jsonl": "no CPU seconds and no disk bytes",
+    "scrapes.jsonl": "scrapes that failed are not known",
+    "lmcache": "no page of an LMCache server",
+}
+
+
+def into_ledger(
+    recording: Recording, url: str, config: Config, *, interval_seconds: float = 0.0, progress: bool = False
+) -> Replayed:
+    """Replay into the ledger at `url`, made if it is not there, and settle its closed hours."""
+    from kvtally.agent.accounts import Payment  # noqa: PLC0415  # loaded when a command needs it
+    from kvtally.agent.book import book_of, keep_rates  # noqa: PLC0415  # as above
+    from kvtally.agent.ledger.append import LedgerWriter  # noqa: PLC0415  # as above
+    from kvtally.agent.ledger.place import WriterLock, connect, file_of  # noqa: PLC0415  # as above
+    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
+    from kvtally.agent.ledger.upgrade import upgrade  # noqa: PLC0415  # as above
+    from kvtally.agent.replay import Replay  # noqa: PLC0415  # as above
+    from kvtally.agent.settlement import due_hours, settle  # noqa: PLC0415  # as above
+
+    upgrade(url)
+    path = file_of(url)
+    with WriterLock(path):
+        with LedgerReader(url) as reader:
+            keep_rates(reader, config)
+        with closing(LedgerWriter(connect(path), path)) as writer:
+            task = Replay(recording, writer, interval_ns=round(interval_seconds * 1e9))
+            if progress:
+                from kvtally.agent.render import progress_of  # noqa: PLC0415  # rich is loaded on a terminal only
+
+                done = progress_of(recording.name, task.run)
+            else:
+                done = task.run()
+        with LedgerReader(url) as reader:
+            book = book_of(reader, config)
+            for hour in due_hours(reader, done.end_ns):
+                settle(reader, hour, book, Payment(config.rates.term, config.rates.site))
+    return done
