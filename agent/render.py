@@ -126,6 +126,14 @@ def _detail(console: Console, group: Mapping[str, Any], currency: str) -> None:
     _unit_costs(console, group, currency)
 
 
+def _with_interval(units: Mapping[str, Any], key: str) -> str:
+    """A unit cost with its 90 % interval."""
+    interval = units["intervals"][key]
+    if interval is None:
+        return amount(units[key])
+    return f"{amount(units[key])} [{amount(interval['low'])}, {amount(interval['high'])}]"
+
+
 def _tokens(group: Mapping[str, Any]) -> Table:
     tokens, basis = group["tokens"], group["basis"]["tokens"]
     table = _table("tokens", "count", "of prompt", "basis")
@@ -174,11 +182,11 @@ def _unit_costs(console: Console, group: Mapping[str, Any], currency: str) -> No
         return
     table = _table(f"{currency} per million tokens", "fully loaded", "active only", "basis")
     basis = group["basis"]
-    split = f"{basis['split']} x {basis['cost']}" if basis["split"] else _UNKNOWN
+    split = f"{basis['split']} 90 % x {basis['cost']}" if basis["split"] else _UNKNOWN
     loaded, active = units["fully_loaded"], units["active"]
     table.add_row("all tokens", amount(loaded["total"]), amount(active["total"]), basis["cost"])
     for key, name in (("input", "input, reused or not"), ("input_computed", "  computed input"), ("output", "output")):
-        table.add_row(name, amount(loaded[key]), amount(active[key]), split)
+        table.add_row(name, _with_interval(loaded, key), _with_interval(active, key), split)
     console.print(table)
 
 

@@ -275,42 +275,62 @@ def _unit_costs(
 ) -> dict[str, Any]:
     total = sum(line.amount_nano for one in facts for line in one.lines or ())
     active = sum(line.amount_nano for one in facts for line in one.lines or () if line.state == "occupied")
-    prefill = decode = None
-    if shares is not None and occupied:
-        # each replica's own price times its own share, so that a group of unlike replicas adds up
-        by_replica = Fraction(0)
-        for one in facts:
-            if one.split is not None:
-                worked = sum(line.amount_nano for line in one.lines or () if line.state == "occupied")
-                by_replica += worked * Fraction(one.split.point)
-        prefill = round(by_replica)
-        decode = active - prefill
-    full_prefill = full_decode = None
-    if prefill is not None and decode is not None and shares is not None:
+    if shares is None or not occupied:
+        none = (None, None, None)
+        return {
+            "fully_loaded": _per_million(tokens, total, none, outer=outer),
+            "active": _per_million(tokens, active, none, outer=outer),
+        }
+    # each replica's own price times its own share, so that a group of unlike replicas adds up
+    prefill = tuple(round(_worked_nano(facts, slot)) for slot in (0, 1, 2))
+    loaded = tuple(
+        amount + apportioned(total - active, {"prefill": share, "decode": occupied - share})["prefill"]
         # overhead goes pro rata to occupied engine-seconds, never per token (METHOD 2.2)
-        spread = apportioned(total - active, {"prefill": shares[1], "decode": occupied - shares[1]})
-        full_prefill, full_decode = prefill + spread["prefill"], decode + spread["decode"]
+        for amount, share in zip(prefill, shares, strict=True)
+    )
     return {
-        "fully_loaded": _per_million(tokens, total, full_prefill, full_decode, outer=outer),
-        "active": _per_million(tokens, active, prefill, decode, outer=outer),
+        "fully_loaded": _per_million(tokens, total, loaded, outer=outer),
+        "active": _per_million(tokens, active, prefill, outer=outer),
     }
 
 
+def _worked_nano(facts: Sequence[Facts], slot: int) -> Fraction:
+    """What prefill cost at the low, the point or the high share."""
+    total = Fraction(0)
+    for one in facts:
+        if one.split is not None:
+            worked = sum(line.amount_nano for line in one.lines or () if line.state == "occupied")
+            total += worked * Fraction((one.split.low, one.split.point, one.split.high)[slot])
+    return total
+
+
 def _per_million(
-    tokens: Tokens, total: int, prefill: int | None, decode: int | None, *, outer: bool
+    tokens: Tokens, total: int, prefill: tuple[int | None, ...], *, outer: bool
 ) -> dict[str, Any]:
+    """Unit costs; `prefill` as low, point and high nano-units, the rest of the total being decode."""
     both = None if tokens.prompt is None or tokens.generated is None else tokens.prompt + tokens.generated
     cached: dict[str, str | None] = {}
     if tokens.hbm:
         cached["hbm"] = nano_to_text(0)  # no stall, no holding: its price is KV room, which is in the batch size
     if outer:
         cached["external"] = None
+    low, point, high = prefill
+    decode = [None if amount is None else total - amount for amount in (high, point, low)]
+    estimates = {
+        "input_computed": (tokens.computed, (low, point, high)),
+        "input": (tokens.prompt, (low, point, high)),
+        "output": (tokens.generated, tuple(decode)),
+    }
+    units = {name: [_unit(amount, count) for amount in amounts] for name, (count, amounts) in estimates.items()}
     return {
         "total": _unit(total, both),
-        "input_computed": _unit(prefill, tokens.computed),
+        "input_computed": units["input_computed"][1],
         "input_cached": cached,
-        "input": _unit(prefill, tokens.prompt),
-        "output": _unit(decode, tokens.generated),
+        "input": units["input"][1],
+        "output": units["output"][1],
+        "intervals": {
+            name: None if three[1] is None else {"low": three[0], "high": three[2]} for name, three in units.items()
+        },
     }
 
 

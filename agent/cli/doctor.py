@@ -1,0 +1,67 @@
+"""`kvtally doctor`."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from typing import TYPE_CHECKING
+
+import click
+
+from kvtally.agent.cli.options import chosen_format, ledger_options, settings
+
+if TYPE_CHECKING:
+    from kvtally.agent.doctor import Checked
+
+
+@click.command(epilog="\b\nExample:\n  kvtally doctor")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default=None)
+@ledger_options
+def doctor(form: str | None, ledger: str | None, config_path: str | None) -> None:
+    """Look at every target: found or not, which version, what is missing and what to do.
+
+    Exit status 1 if no engine can be metered.
+    """
+    from kvtally.agent.doctor import answer_of, examine  # noqa: PLC0415  # --help needs none of it
+    from kvtally.agent.sources import Sources, look_around, open_nvml  # noqa: PLC0415  # as above
+
+    config, url = settings(config_path, ledger)
+    nvml = open_nvml(config)
+    sources = Sources(config, nvml)
+    try:
+        found = look_around(config, nvml)
+        sources.take(found)
+        others = [*([nvml] if nvml is not None else []), *sources.prompt]
+        checked = examine(config, sources, found, time.time_ns, others)
+    finally:
+        sources.close()
+    answer = answer_of([*checked, _ledger(url)])
+    if chosen_format(form) == "json":
+        from json import dumps  # noqa: PLC0415  # only here
+
+        click.echo(dumps(answer, indent=2))
+    else:
+        from kvtally.agent.render import doctor_table  # noqa: PLC0415  # rich is loaded for a table only
+
+        doctor_table(answer)
+    sys.exit(0 if answer["metered_engines"] else 1)
+
+
+def _ledger(url: str) -> Checked:
+    from contextlib import closing  # noqa: PLC0415  # as above
+    from pathlib import Path  # noqa: PLC0415  # as above
+
+    from kvtally.agent.doctor import Checked  # noqa: PLC0415  # as above
+    from kvtally.agent.ledger.errors import LedgerError  # noqa: PLC0415  # as above
+    from kvtally.agent.ledger.place import connect, file_of, is_current  # noqa: PLC0415  # as above
+
+    try:
+        path = file_of(url)
+        if not Path(path).exists():
+            return Checked("ledger", "no_data", f"{path}: not there yet", (), "`kvtally run` makes it")
+        with closing(connect(path)) as connection:
+            current = is_current(connection, path)
+    except LedgerError as error:
+        return Checked("ledger", "failed", str(error), (), error.hint)
+    return Checked("ledger", "ok" if current else "partial", path, (), "" if current else "run `kvtally ledger upgrade`")
