@@ -138,7 +138,9 @@ def _version(reading: Reading) -> list[Missing]:
             )
         ]
     if release < CLEAN_SINCE:
-        return [Missing("clean counts of recomputed tokens", "checked in the form of vLLM 0.16 to 0.19", "clean since 0.20")]
+        return [
+            Missing("clean counts of recomputed tokens", "checked in the form of vLLM 0.16 to 0.19", "clean since 0.20")
+        ]
     return []
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _PROMPT, _COMPUTED, _HBM, _EXTERNAL = (
     index("engine", name) for name in ("prompt_tokens", "computed_tokens", "hbm_tokens", "external_tokens")
 )
+FAMILIES = frozenset(("prompt_tokens", "computed_tokens", "hbm_tokens", "external_tokens", "details"))
 CLEAN_SINCE = (0, 20)  # before, a fully cached prompt puts a fictitious recomputed token into local_cache_hit
 BY_SOURCE_SINCE = (0, 16)
 
@@ -60,7 +61,7 @@ def check(
     release = version_of(version)
     recomputed = extra.get("recomputed_tokens")
     if recomputed is None:
-        if release is not None and release < CLEAN_SINCE:
+        if "recomputed_tokens" in detail_names or (release is not None and release < CLEAN_SINCE):
             return Check(Identity.UNCHECKED)
         recomputed = 0
     total = sum(known)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.finding import Finding, utc_text
-from kvtally.agent.identity import Identity, check
-from kvtally.collectors.quantities import QUANTITIES, Quantity
+from kvtally.agent.identity import FAMILIES, Identity, check
+from kvtally.collectors.quantities import QUANTITIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,13 +26,21 @@ IDENTITY_BROKEN = 256  # neither bit: this version offers no identity to check
 
 UNASKED = float("nan")  # in a state: this kvtally reads a quantity that the one before did not
 
+MISSING = "counter_missing"
+BACKWARDS = "counter_backwards"
+IMPOSSIBLE = "counter_impossible"
+_FAULTS = {
+    BACKWARDS: "went backwards although its process did not restart",
+    IMPOSSIBLE: "shows a number that no engine can have counted",
+}
+INTEGER_MAX = 2**63  # what the ledger's integers hold; a page may show anything
+
 _COUNTS = {kind: tuple(q.type != "gauge" for q in quantities) for kind, quantities in QUANTITIES.items()}
 _INTEGRALS = {kind: tuple(q.type == "integral" for q in quantities) for kind, quantities in QUANTITIES.items()}
 _SCALES = {kind: tuple(q.scale for q in quantities) for kind, quantities in QUANTITIES.items()}
 _ENGINE = {quantity.name: position for position, quantity in enumerate(QUANTITIES["engine"])}
-_RUNNING, _WAITING, _AWAKE, _STEPS = (
-    _ENGINE[name] for name in ("running_requests", "waiting_requests", "awake", "steps")
-)
+_RUNNING, _WAITING, _AWAKE = (_ENGINE[name] for name in ("running_requests", "waiting_requests", "awake"))
+_WORK = tuple(_ENGINE[name] for name in ("steps", "generated_tokens", "prompt_tokens"))
 
 
 class State(NamedTuple):
@@ -50,6 +58,7 @@ class State(NamedTuple):
     details: tuple[float, ...] = ()
     parts: Mapping[str, tuple[float | None, ...]] | None = None
     moved: bool = False  # the engine worked in the interval that ended here
+    behind: Mapping[str, str] = {}  # quantities whose kept value is older than this scrape -> why
 
 
 class Interval(NamedTuple):
@@ -119,36 +128,41 @@ def close(
         raise ValueError(f"scrape at {taken_at_ns} is not after {previous.taken_at_ns}")
     kind = reading.kind
     target = f"{kind}/{reading.name}"
-    findings: list[Finding] = []
     reset = _began_anew(previous, reading)
-    backwards: list[str] = []
-    if reading.parts is None:
-        differences, kept = _differences(kind, previous, reading, reset, backwards)
+    behind: dict[str, str] = {}
+    parts = reading.parts
+    kept: Sequence[float | None] = reading.values
+    if parts is None:
+        differences, kept = _differences(previous, reading, reset, behind)
     else:
-        differences = _part_differences(kind, previous.parts or {}, reading)
-        kept = reading.values
-    details = _detail_differences(previous, reading, reset)
+        differences, parts = _part_differences(kind, previous.parts or {}, reading)
+    details, names, kept_details = _detail_differences(previous, reading, reset, behind)
     flags, began_ns = RESET if reset else 0, None
     if reset and reading.epoch is not None and previous.taken_at_ns < reading.epoch * 1e9 < taken_at_ns:
         began_ns = round(reading.epoch * 1e9)
-    for name in backwards:
-        findings.append(_went_backwards(target, name, previous, taken_at_ns))
+    findings = [
+        _unusable(target, name, why, previous, taken_at_ns)
+        for name, why in behind.items()
+        if why != MISSING and previous.behind.get(name) != why
+    ]
     moved = False
     if kind == "engine":
         flags |= _state_flags(previous.values, reading.values)
-        moved = bool(flags & BUSY_AT_END) or bool(differences[_STEPS])
+        moved = bool(flags & BUSY_AT_END) or any(differences[at] for at in _WORK)
         if reset:
             findings.append(_restarted(target, previous, began_ns, taken_at_ns))
-        identity = check(reading.attributes.get("version"), differences, reading.detail_names, details)
-        flags |= {Identity.OK: IDENTITY_OK, Identity.BROKEN: IDENTITY_BROKEN}.get(identity.state, 0)
-        if identity.state is Identity.BROKEN:
-            findings.append(
-                Finding("identity_broken", "error", target, previous.taken_at_ns, taken_at_ns, identity.message)
-            )
+        if previous.behind.keys().isdisjoint(FAMILIES):
+            # else one of the families covers more time than the others
+            identity = check(reading.attributes.get("version"), differences, reading.detail_names, details)
+            flags |= {Identity.OK: IDENTITY_OK, Identity.BROKEN: IDENTITY_BROKEN}.get(identity.state, 0)
+            if identity.state is Identity.BROKEN:
+                findings.append(
+                    Finding("identity_broken", "error", target, previous.taken_at_ns, taken_at_ns, identity.message)
+                )
     interval = Interval(previous.taken_at_ns, taken_at_ns, tuple(differences), details, flags, missed, began_ns)
-    known_details = reading.details if len(reading.details) == len(reading.detail_names) else previous.details
-    names = reading.detail_names if known_details is reading.details else previous.detail_names
-    state = State(taken_at_ns, tuple(kept), reading.epoch, reading.session, names, known_details, reading.parts, moved)
+    # a page that does not tell its start once does not end the epoch
+    epoch = previous.epoch if reading.epoch is None and not reset else reading.epoch
+    state = State(taken_at_ns, tuple(kept), epoch, reading.session, names, kept_details, parts, moved, behind)
     return interval, state, findings
 
 
@@ -156,7 +170,8 @@ def _began_anew(previous: State, reading: Reading) -> bool:
     """Whether the source's counts began anew since the previous scrape.
 
     A start marker decides where there is one. Without one (multiprocess mode), two counters that fall together are
-    a restart; one alone is a counter that lies.
+    a restart; one alone is a counter that lies, unless its collector began anew as well (a GPU's energy counts from
+    the loading of the driver, which no open handle survives).
     """
     if reading.epoch is not None and previous.epoch is not None:
         return reading.epoch != previous.epoch
@@ -164,79 +179,113 @@ def _began_anew(previous: State, reading: Reading) -> bool:
         quantity.type == "counter" and current is not None and before is not None and current < before
         for quantity, current, before in zip(QUANTITIES[reading.kind], reading.values, previous.values, strict=True)
     )
-    return fallen > 1
+    return fallen > 1 or (fallen == 1 and reading.session != previous.session)
 
 
 def _differences(
-    kind: Kind, previous: State, reading: Reading, reset: bool, backwards: list[str]
+    previous: State, reading: Reading, reset: bool, behind: dict[str, str]
 ) -> tuple[list[int | None], list[float | None]]:
-    """Differences (gauges as they are) and the raw values to keep."""
+    """Differences (gauges as they are) and the raw values to keep; `behind` takes those that stay as they were."""
+    kind = reading.kind
     session_new = reading.session != previous.session
     differences: list[int | None] = []
     kept: list[float | None] = []
     for position, (current, before, counts, integral, scale) in enumerate(
         zip(reading.values, previous.values, _COUNTS[kind], _INTEGRALS[kind], _SCALES[kind], strict=True)
     ):
-        if current is None:
-            differences.append(None)
-            # after a restart the old high-water mark means nothing
-            kept.append(None if reset or not counts else before)
-        elif not counts:
-            differences.append(round(current * scale))
-            kept.append(current)
-        elif reset or before is None or (integral and session_new):
-            # a family that was not there had counted nothing
-            differences.append(round(current * scale))
-            kept.append(current)
-        elif current >= before:
-            differences.append(round(current * scale) - round(before * scale))
-            kept.append(current)
-        elif before != before:  # noqa: PLR0124  # UNASKED is NaN
-            differences.append(None)
-            kept.append(current)
+        difference: int | None = None
+        if not counts:
+            if current is not None and abs(current * scale) < INTEGER_MAX:
+                difference = round(current * scale)
+            keep, why = current, ""
         else:
-            differences.append(None)
-            kept.append(before)
-            backwards.append(QUANTITIES[kind][position].name)
+            # where counting began anew the old value means nothing; a family that was not there had counted nothing
+            base = None if (session_new if integral else reset) else before
+            if current is None:
+                keep, why = base, MISSING if base is not None else ""
+            elif base is not None and base != base:  # noqa: PLR0124  # UNASKED is NaN
+                keep, why = current, ""
+            else:
+                if base is None or (integral and current < base):
+                    base = 0.0  # a collector's own sums fall only where they begin anew
+                why = _fault(base, current, scale)
+                keep = base if why else current
+                if not why:
+                    difference = round(current * scale) - round(base * scale)
+        if why:
+            behind[QUANTITIES[kind][position].name] = why
+        differences.append(difference)
+        kept.append(keep)
     return differences, kept
 
 
-def _part_differences(kind: Kind, before: Mapping[str, tuple[float | None, ...]], reading: Reading) -> list[int | None]:
-    """Sum the differences of parts: one that is new counts whole, one that is gone has been counted."""
-    totals: list[int | None] = []
-    parts = reading.parts or {}
-    for position, (quantity, gauge) in enumerate(zip(QUANTITIES[kind], reading.values, strict=True)):
-        if quantity.type == "gauge":
-            totals.append(None if gauge is None else round(gauge * quantity.scale))
-            continue
-        total, known = 0, False
-        for key, values in parts.items():
-            current = values[position]
-            if current is None:
+def _fault(base: float, current: float, scale: float) -> str:
+    """Why a counter's value cannot be used; "" if it can."""
+    if current < base:
+        return BACKWARDS
+    return "" if (current - base) * scale < INTEGER_MAX else IMPOSSIBLE
+
+
+Parts = dict[str, tuple[float | None, ...]]
+
+
+def _part_differences(
+    kind: Kind, before: Mapping[str, tuple[float | None, ...]], reading: Reading
+) -> tuple[list[int | None], Parts]:
+    """Sum the differences of parts: one that is new counts whole, one that is gone has been counted.
+
+    A part that may not be read makes the sum unknown; one that was read before and is not now is counted later.
+    """
+    totals: list[int | None] = [
+        None if gauge is None or quantity.type != "gauge" else round(gauge * quantity.scale)
+        for quantity, gauge in zip(QUANTITIES[kind], reading.values, strict=True)
+    ]
+    known: dict[int, bool] = {}
+    kept: Parts = {}
+    for key, values in (reading.parts or {}).items():
+        was = before.get(key)
+        now = list(values)
+        for position, counts in enumerate(_COUNTS[kind]):
+            if not counts:
                 continue
-            was = before[key][position] if key in before else 0.0
-            known = True
-            if was is not None and current >= was:
-                total += round(current * quantity.scale) - round(was * quantity.scale)
-        totals.append(total if known else None)
-    return totals
+            current, base = values[position], 0.0 if was is None else was[position]
+            if current is None:
+                known[position] = known.get(position, True) and base is not None
+                now[position] = None if was is None else base
+            elif base is None:
+                continue
+            elif current < base:
+                now[position] = base
+            else:
+                scale = _SCALES[kind][position]
+                known.setdefault(position, True)
+                totals[position] = (totals[position] or 0) + round(current * scale) - round(base * scale)
+        kept[key] = tuple(now)
+    return [total if known.get(at, True) else None for at, total in enumerate(totals)], kept
 
 
-def _detail_differences(previous: State, reading: Reading, reset: bool) -> tuple[int, ...] | None:
-    if len(reading.details) != len(reading.detail_names):
-        return None
+def _detail_differences(
+    previous: State, reading: Reading, reset: bool, behind: dict[str, str]
+) -> tuple[tuple[int, ...] | None, tuple[str, ...], tuple[float, ...]]:
+    """Differences of the secondary counters or None, and the names and values to keep."""
+    names, details = reading.detail_names, reading.details
+    if len(details) != len(names):
+        if names:
+            behind["details"] = MISSING
+        return None, previous.detail_names, previous.details
     if reset:
-        return tuple(round(current) for current in reading.details)
-    if reading.detail_names == previous.detail_names:
-        before: Sequence[float] = previous.details
+        before: tuple[float, ...] = (0.0,) * len(names)
+    elif names == previous.detail_names and len(details) == len(previous.details):
+        before = previous.details
     else:
         # a counter that this page shows for the first time gives a baseline only
         known = dict(zip(previous.detail_names, previous.details, strict=False))
-        before = [known.get(name, now) for name, now in zip(reading.detail_names, reading.details, strict=True)]
-    if len(before) != len(reading.details):
-        return None
-    changes = tuple(round(now) - round(was) for now, was in zip(reading.details, before, strict=True))
-    return changes if all(change >= 0 for change in changes) else None
+        before = tuple(known.get(name, now) for name, now in zip(names, details, strict=True))
+    changes = tuple(round(now) - round(was) for now, was in zip(details, before, strict=True))
+    if all(change >= 0 for change in changes):
+        return changes, names, details
+    behind["details"] = BACKWARDS
+    return None, names, tuple(map(max, details, before))
 
 
 def _busy(values: tuple[float | None, ...]) -> bool | None:
@@ -259,15 +308,14 @@ def _state_flags(before: tuple[float | None, ...], now: tuple[float | None, ...]
     return flags
 
 
-def _went_backwards(target: str, name: str, previous: State, taken_at_ns: int) -> Finding:
+def _unusable(target: str, name: str, why: str, previous: State, taken_at_ns: int) -> Finding:
     return Finding(
-        "counter_backwards",
+        why,
         "warning",
         target,
         previous.taken_at_ns,
         taken_at_ns,
-        f"{name} went backwards although its process did not restart; the interval's value is unknown, and nothing "
-        "more is counted until the counter passes its highest value",
+        f"{name} {_FAULTS[why]}; what it counts is unknown from here on, and counted once it shows a value that can be",
     )
 
 
@@ -289,15 +337,5 @@ def _restarted(target: str, previous: State, began_ns: int | None, taken_at_ns: 
         target,
         previous.taken_at_ns,
         until_ns,
-        f"the engine restarted; it was idle at the last two scrapes, what it may have served in the {span} is unknown",
+        f"the engine restarted; it was idle when last seen, what it may have served in the {span} is unknown",
     )
-
-
-def quantity_names(kind: Kind) -> tuple[str, ...]:
-    """Names of a kind's quantities in the order of an interval's values."""
-    return tuple(quantity.name for quantity in QUANTITIES[kind])
-
-
-def counters(kind: Kind) -> tuple[Quantity, ...]:
-    """The quantities that add up over time."""
-    return tuple(quantity for quantity in QUANTITIES[kind] if quantity.type != "gauge")

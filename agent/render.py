@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from kvtally.agent.replay import Replayed
 
-_UNKNOWN = "–"
+_UNKNOWN = "-"
 _SEVERITY = {"info": "dim", "warning": "yellow", "error": "bold red"}
 _STATES = ("prefill", "decode", "stall", "store", "idle", "asleep", "warm_up", "unallocated")
 _TIERS = ("hbm", "dram", "disk", "p2p", "external")
@@ -38,8 +38,7 @@ def amount(text: str | None) -> str:
     if not value:
         return "0"
     places = max(2, 3 - value.adjusted())
-    rounded = f"{value:,.{places}f}"
-    return rounded
+    return f"{value:,.{places}f}"
 
 
 def count(value: int | None) -> str:
@@ -170,7 +169,11 @@ def _time(group: Mapping[str, Any], currency: str) -> Table:
     for state in ("idle", "asleep", "warm_up", "unallocated"):
         if times[state] or state == "idle":
             table.add_row(
-                state.replace("_", "-"), seconds(times[state]), _share(times[state], total), amount(overhead.get(state)), ""
+                state.replace("_", "-"),
+                seconds(times[state]),
+                _share(times[state], total),
+                amount(overhead.get(state)),
+                "",
             )
     table.add_row("total", seconds(total), "", amount(cost["total"] if cost else None), basis["cost"] or "no price")
     return table
@@ -225,7 +228,9 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def ledger_table(answer: Mapping[str, Any]) -> None:
     """Print what `ledger info` knows."""
     console = _console()
-    console.print(f"{answer['path']}  revision {answer['revision']}  {answer['bytes'] / 2**20:,.2f} MiB", soft_wrap=True)
+    console.print(
+        f"{answer['path']}  revision {answer['revision']}  {answer['bytes'] / 2**20:,.2f} MiB", soft_wrap=True
+    )
     console.print(f"from {answer['start'] or _UNKNOWN} to {answer['end'] or _UNKNOWN}")
     table = _table("rows of", "count")
     for name, rows in answer["rows"].items():
@@ -234,8 +239,9 @@ def ledger_table(answer: Mapping[str, Any]) -> None:
     console.print(table)
     targets = _table("target", "kind", "model", "version", "GPUs")
     for target in answer["targets"]:
-        gpus = target.get("gpus")
-        held = "" if target["kind"] != "engine" else _UNKNOWN if gpus is None else str(len([g for g in gpus.split(",") if g]))
+        gpus = target.get("gpus", _UNKNOWN)
+        held = str(len([uuid for uuid in gpus.split(",") if uuid])) if gpus != _UNKNOWN else _UNKNOWN
+        held = held if target["kind"] == "engine" else ""
         targets.add_row(target["name"], target["kind"], target.get("model", ""), target.get("version", ""), held)
     console.print(targets)
 

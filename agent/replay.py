@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from kvtally.agent.finding import Finding
 from kvtally.agent.pipeline import Pipeline
 from kvtally.agent.recording import Failure, GpuLine, HostLine, Page, Recording, RecordingError
 from kvtally.agent.replica import About, Describer
@@ -21,6 +20,7 @@ from kvtally.collectors.vllm import VllmMapping
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from kvtally.agent.finding import Finding
     from kvtally.agent.ledger.append import LedgerWriter
 
 _SLACK_NS = 50_000_000  # a recorded tick that comes a little early still closes its interval

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvtally.agent.accounts import Payment, Window, facts_of, widened
-from kvtally.agent.costing import apportioned
 from kvtally.agent.finding import Finding, utc_text
-from kvtally.agent.identity import BY_SOURCE_SINCE, version_of
 from kvtally.agent.price import nano_to_text, rate_text
+from kvtally.agent.unit_cost import Tokens, tokens_of, unit_costs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from kvtally.agent.facts import Facts
     from kvtally.agent.ledger.read import LedgerReader
@@ -24,17 +22,6 @@ DIMENSIONS = ("model", "replica", "cluster", "namespace", "tenant", "hour", "day
 RESOURCES = ("gpu", "server", "energy", "dram", "storage", "network", "platform", "unused_commitment")
 OVERHEADS = ("idle", "asleep", "warm_up", "unallocated")
 DAY_NS = 86_400_000_000_000
-
-
-class Tokens(NamedTuple):
-    """Tokens of a group; None where no counter tells."""
-
-    prompt: int | None
-    computed: int | None
-    hbm: int | None
-    external: int | None
-    generated: int | None
-    derived: bool  # the engine does not count computed tokens: prompt less what its lookups found
 
 
 class Report(NamedTuple):
@@ -82,9 +69,7 @@ def cost_report(
     asked = window or default_window(extent)
     asked = widened(asked, reader.raw_from(), extent[1])
     facts = facts_of(reader, asked, book, payment)
-    caches = {
-        target.name.split("/")[0] for target in reader.targets().values() if target.kind == "cache"
-    }
+    caches = {target.name.split("/")[0] for target in reader.targets().values() if target.kind == "cache"}
     groups: dict[tuple[tuple[str, str | None], ...], list[Facts]] = {}
     for one in facts:
         groups.setdefault(_key(one, by), []).append(one)
@@ -148,32 +133,9 @@ def _unique(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(merged.values(), key=lambda one: (one.start_ns, one.kind, one.target))
 
 
-def tokens_of(facts: Sequence[Facts]) -> Tokens:
-    """Tokens of a group; one part that is unknown makes its sum unknown."""
-    sums: dict[str, int | None] = dict.fromkeys(("prompt", "computed", "hbm", "external", "generated"), 0)
-    derived = False
-    for one in facts:
-        if one.replica is None:
-            continue
-        work = dict(one.work)
-        release = version_of(one.replica.version)
-        prompt = work.get("prompt_tokens")
-        if work.get("computed_tokens") is None and prompt is not None and (release or BY_SOURCE_SINCE) < BY_SOURCE_SINCE:
-            hits, outer = work.get("prefix_hit_tokens"), work.get("external_hit_tokens") or 0
-            if hits is not None and hits + outer <= prompt:
-                work |= {"computed_tokens": prompt - hits - outer, "hbm_tokens": hits, "external_tokens": outer}
-                derived = True
-        for short in sums:
-            value, total = work.get(f"{short}_tokens" if short != "generated" else "generated_tokens"), sums[short]
-            sums[short] = None if value is None or total is None else total + value
-    return Tokens(sums["prompt"], sums["computed"], sums["hbm"], sums["external"], sums["generated"], derived)
-
-
 def _group(by: dict[str, str | None], facts: list[Facts], caches: set[str]) -> tuple[dict[str, Any], list[Finding]]:
     tokens = tokens_of(facts)
-    state_ns = {
-        state: sum(one.state_ns.get(state, 0) for one in facts) for state in ("occupied", *OVERHEADS)
-    }
+    state_ns = {state: sum(one.state_ns.get(state, 0) for one in facts) for state in ("occupied", *OVERHEADS)}
     shares = _prefill_ns(facts)
     outer = bool(tokens.external) or any(one.replica and one.replica.name.split("/")[0] in caches for one in facts)
     none_loaded = None if outer else 0.0
@@ -204,7 +166,7 @@ def _group(by: dict[str, str | None], facts: list[Facts], caches: set[str]) -> t
         },
         "prefill_share": _share_json(shares, state_ns["occupied"]),
         "cost": cost,
-        "cost_per_million": _unit_costs(facts, tokens, shares, state_ns["occupied"], outer=outer) if priced else None,
+        "cost_per_million": unit_costs(facts, tokens, shares, state_ns["occupied"], outer=outer) if priced else None,
         "basis": {
             "tokens": "MODELLED" if tokens.derived else "MEASURED",
             "states": "MODELLED" if any(one.modelled for one in facts) else "MEASURED",
@@ -270,76 +232,6 @@ def _cost(lines: Sequence[Any]) -> dict[str, Any]:
     return texts
 
 
-def _unit_costs(
-    facts: Sequence[Facts], tokens: Tokens, shares: tuple[int, int, int] | None, occupied: int, *, outer: bool
-) -> dict[str, Any]:
-    total = sum(line.amount_nano for one in facts for line in one.lines or ())
-    active = sum(line.amount_nano for one in facts for line in one.lines or () if line.state == "occupied")
-    if shares is None or not occupied:
-        none = (None, None, None)
-        return {
-            "fully_loaded": _per_million(tokens, total, none, outer=outer),
-            "active": _per_million(tokens, active, none, outer=outer),
-        }
-    # each replica's own price times its own share, so that a group of unlike replicas adds up
-    prefill = tuple(round(_worked_nano(facts, slot)) for slot in (0, 1, 2))
-    loaded = tuple(
-        amount + apportioned(total - active, {"prefill": share, "decode": occupied - share})["prefill"]
-        # overhead goes pro rata to occupied engine-seconds, never per token (METHOD 2.2)
-        for amount, share in zip(prefill, shares, strict=True)
-    )
-    return {
-        "fully_loaded": _per_million(tokens, total, loaded, outer=outer),
-        "active": _per_million(tokens, active, prefill, outer=outer),
-    }
-
-
-def _worked_nano(facts: Sequence[Facts], slot: int) -> Fraction:
-    """What prefill cost at the low, the point or the high share."""
-    total = Fraction(0)
-    for one in facts:
-        if one.split is not None:
-            worked = sum(line.amount_nano for line in one.lines or () if line.state == "occupied")
-            total += worked * Fraction((one.split.low, one.split.point, one.split.high)[slot])
-    return total
-
-
-def _per_million(
-    tokens: Tokens, total: int, prefill: tuple[int | None, ...], *, outer: bool
-) -> dict[str, Any]:
-    """Unit costs; `prefill` as low, point and high nano-units, the rest of the total being decode."""
-    both = None if tokens.prompt is None or tokens.generated is None else tokens.prompt + tokens.generated
-    cached: dict[str, str | None] = {}
-    if tokens.hbm:
-        cached["hbm"] = nano_to_text(0)  # no stall, no holding: its price is KV room, which is in the batch size
-    if outer:
-        cached["external"] = None
-    low, point, high = prefill
-    decode = [None if amount is None else total - amount for amount in (high, point, low)]
-    estimates = {
-        "input_computed": (tokens.computed, (low, point, high)),
-        "input": (tokens.prompt, (low, point, high)),
-        "output": (tokens.generated, tuple(decode)),
-    }
-    units = {name: [_unit(amount, count) for amount in amounts] for name, (count, amounts) in estimates.items()}
-    return {
-        "total": _unit(total, both),
-        "input_computed": units["input_computed"][1],
-        "input_cached": cached,
-        "input": units["input"][1],
-        "output": units["output"][1],
-        "intervals": {
-            name: None if three[1] is None else {"low": three[0], "high": three[2]} for name, three in units.items()
-        },
-    }
-
-
-def _unit(amount_nano: int | None, tokens: int | None) -> str | None:
-    if amount_nano is None or not tokens:
-        return None
-    return nano_to_text(round(Fraction(amount_nano * 10**6, tokens)))
-
-
 def _span(facts: Sequence[Facts]) -> tuple[int, int]:
     return min(one.start_ns for one in facts), max(one.end_ns for one in facts)
 
@@ -377,8 +269,3 @@ def _not_parted(facts: Sequence[Facts]) -> Finding:
         "stall and store are unknown, and so is the price of a token from that tier"
     )
     return Finding("stall_not_parted", "info", "", start, end, message)
-
-
-def decimal_of(text: str) -> Decimal:
-    """An amount of the report as a number, exactly."""
-    return Decimal(text)

@@ -14,9 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SLICE_NS = 2_000_000_000  # shorter slices part a prefill from its tokens, which count at the first token
+# A prefill's tokens count at its first token, so a slice shorter than a prefill parts work from tokens: long slices
+# are better, as long as enough of them are left to fit
+SLICES_NS = (15_000_000_000, 10_000_000_000, 8_000_000_000, 6_000_000_000, 4_000_000_000, 2_000_000_000)
+ENOUGH_SLICES = 12
 LEAST_SLICES = 8
-LEAST_EXPLAINED = 0.5  # R² under which the law does not describe this engine
+# R² about zero, not about the mean: a saturated engine works all of every slice, and there is no spread to explain
+LEAST_EXPLAINED = 0.8
+WIDEST = 0.25  # half-width of the share's interval beyond which there is no figure
 # what a law of two costs gets wrong beyond the scatter of its slices: it has no attention term and no batching.
 # ASSUMED; the baseline of METHOD section 6 is within 15 % of the truth on three real arms
 DISCREPANCY = 0.15
@@ -43,23 +48,36 @@ class Split(NamedTuple):
     slices: int
 
 
-def merged(pieces: Sequence[Slice]) -> list[Slice]:
-    """Join consecutive pieces until each lasts at least SLICE_NS; a short rest joins the last."""
+def merged(pieces: Sequence[Slice], slice_ns: int) -> list[Slice]:
+    """Join consecutive pieces until each lasts at least `slice_ns`; a short rest joins the last."""
     slices: list[Slice] = []
     current = Slice(0, 0.0, 0, 0)
     for piece in pieces:
-        current = Slice(*(a + b for a, b in zip(current, piece, strict=True)))  # type: ignore[arg-type]
-        if current.length_ns >= SLICE_NS:
+        current = _joined(current, piece)
+        if current.length_ns >= slice_ns:
             slices.append(current)
             current = Slice(0, 0.0, 0, 0)
     if current.length_ns and slices:
-        slices[-1] = Slice(*(a + b for a, b in zip(slices[-1], current, strict=True)))  # type: ignore[arg-type]
+        slices[-1] = _joined(slices[-1], current)
     return slices
+
+
+def _joined(one: Slice, other: Slice) -> Slice:
+    return Slice(
+        one.length_ns + other.length_ns,
+        one.working_ns + other.working_ns,
+        one.steps + other.steps,
+        one.computed_tokens + other.computed_tokens,
+    )
 
 
 def fit(pieces: Sequence[Slice]) -> Split | None:
     """Fit the law; None where the slices cannot carry it (too few, one kind of load only, or a bad fit)."""
-    slices = [one for one in merged(pieces) if one.steps or one.computed_tokens]
+    slices: list[Slice] = []
+    for slice_ns in SLICES_NS:
+        slices = [one for one in merged(pieces, slice_ns) if one.steps or one.computed_tokens]
+        if len(slices) >= ENOUGH_SLICES:
+            break
     if len(slices) < LEAST_SLICES:
         return None
     steps = [float(one.steps) for one in slices]
@@ -74,10 +92,8 @@ def fit(pieces: Sequence[Slice]) -> Split | None:
     if step_ns <= 0 or token_ns <= 0:
         return None
     errors = [w - step_ns * s - token_ns * t for w, s, t in zip(worked, steps, tokens, strict=True)]
-    mean = sum(worked) / len(worked)
-    spread = sum((w - mean) ** 2 for w in worked)
     scatter = _dot(errors, errors)
-    if spread and scatter > (1 - LEAST_EXPLAINED) * spread:
+    if scatter > (1 - LEAST_EXPLAINED) * _dot(worked, worked):
         return None
     variance = scatter / (len(slices) - 2)
     prefill, decode = token_ns * sum(tokens), step_ns * sum(steps)
@@ -86,6 +102,8 @@ def fit(pieces: Sequence[Slice]) -> Split | None:
     by_token, by_step = decode * sum(tokens), -prefill * sum(steps)
     noise = variance / determinant * (by_token**2 * ss + by_step**2 * tt - 2 * by_token * by_step * st)
     sd = math.hypot(math.sqrt(max(noise, 0.0)) / (prefill + decode) ** 2, DISCREPANCY * point * (1 - point))
+    if Z90 * sd > WIDEST:
+        return None
     low, high = max(0.0, point - Z90 * sd), min(1.0, point + Z90 * sd)
     return Split(low, point, high, step_ns, token_ns, len(slices))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import quote
 
 from kvtally.collectors.base import CollectError
+from kvtally.collectors.http_connection import take_apart, without_query
 from kvtally.collectors.lmcache import LmcacheMapping
 from kvtally.collectors.page import PageMapper
 from kvtally.collectors.vllm import VllmMapping
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 # a restricted page is compared with a whole one this often, since families may be born that it cannot show
 RECHECK_SCRAPES = 720
+_WORTHWHILE = 0.75  # a restricted page has at most this share of the whole one's bytes
 _VERSION_BYTES = 4096
+_VERSION = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
+_VERSION_TRIES = 3  # an engine under load may answer late; a server without a version shall not be asked for ever
 
 
 class Fetcher(Protocol):
@@ -37,21 +41,38 @@ class Fetcher(Protocol):
 class EnginePage:
     """Reads one vLLM API server, LMCache's in-process families on the same page included.
 
-    `GET /metrics/?name[]=…` (with the slash) makes the engine render only what is asked for: a sixth of the work for
-    it (PERFORMANCE section 2). Whether the server understands is found out by comparing both pages.
+    `GET /metrics/?name[]=…` (with the slash) makes the engine render only what is asked for: less than half of the
+    work for it. Whether the server understands is found out by comparing both pages.
+
+    restrict  False: always take the whole page
+    version   the engine's version, if it shall not be asked for it
     """
 
-    def __init__(self, name: str, endpoint: Fetcher, *, restrict: bool = True, version: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        endpoint: Fetcher,
+        *,
+        restrict: bool = True,
+        version: str | None = None,
+        recheck_scrapes: int = RECHECK_SCRAPES,
+    ) -> None:
         self.source = f"vllm:{name}"
         self.name = name
         self._endpoint = endpoint
-        self._mappings = (VllmMapping(), LmcacheMapping())
-        self.mapper = PageMapper(name, self._mappings, version)
-        self._restrict = restrict
+        mappings = (VllmMapping(), LmcacheMapping())
+        self.mapper = PageMapper(name, mappings, version)
+        path = without_query(take_apart(endpoint.url).target).rstrip("/")
+        wanted = "&".join(f"name[]={sample}" for mapping in mappings for sample in mapping.names())
+        self._restricted_target = f"{path}/?{wanted}" if restrict else None
+        self._version_target = f"{path.rpartition('/')[0]}/version"
+        self._asks_version = version is None
+        self._recheck_scrapes = recheck_scrapes
+        self._epoch: float | None = None
         self._target: str | None = None
         self._until_check = 0
-        self._epoch: float | None = None
-        self._version_known = version is not None
+        self._version_tries = 0
+        self._look_again()
 
     @property
     def restricted(self) -> bool:
@@ -59,28 +80,23 @@ class EnginePage:
         return self._target is not None
 
     def collect(self) -> tuple[Reading, ...]:
-        """Scrape once."""
-        if not self._version_known:
-            self._ask_version()
-        if self._restrict and self._until_check == 0:
-            readings = self._compare()
-        else:
-            self._until_check -= 1
-            try:
-                readings = self.mapper.read(self._endpoint.get(self._target).body)
-            except CollectError:
-                if self._target is None:
-                    raise
-                # another server may answer at this address now: begin again with the whole page
-                self._target, self._until_check = None, 0
-                raise
+        """Scrape once; CollectError if the page cannot be had or read."""
+        try:
+            body = self._fetch()
+            readings = self.mapper.read(body)
+        except CollectError:
+            self._look_again()
+            raise
         epoch = readings[0].epoch
-        if epoch != self._epoch:
-            if self._epoch is not None:
-                # the process changed: its version may have too, and this page is already read under the old one
-                self._version_known = False
-                self._target, self._until_check = None, 0
+        if epoch is not None:
+            if self._epoch not in {None, epoch}:
+                self._look_again()
+                if self._asks_version:
+                    self.mapper.version = None
             self._epoch = epoch
+        if self._version_tries:
+            self._ask_version()
+            readings = self.mapper.read(body)
         return readings
 
     def page(self) -> bytes:
@@ -91,26 +107,40 @@ class EnginePage:
         """Close the connection."""
         self._endpoint.close()
 
-    def _ask_version(self) -> None:
-        try:
-            answer = json.loads(self._endpoint.get("/version").body[:_VERSION_BYTES])
-            version = answer["version"]
-        except (CollectError, ValueError, KeyError, TypeError):
-            version = None
-        self.mapper.version = version if isinstance(version, str) else None
-        self._version_known = True
-
-    def _compare(self) -> tuple[Reading, ...]:
-        """Read a whole page; from the next scrape on ask for the wanted names alone if the answer is as good."""
-        self._until_check = RECHECK_SCRAPES
+    def _look_again(self) -> None:
+        """Take nothing for granted: another server may answer at this address now."""
         self._target = None
+        self._until_check = 0
+        self._version_tries = _VERSION_TRIES if self._asks_version else 0
+
+    def _fetch(self) -> bytes:
+        """Give a page; now and then a whole one, to decide what is asked for from the next scrape on."""
+        if self._until_check:
+            self._until_check -= 1
+            return self._endpoint.get(self._target).body
+        self._look_again()
         whole = self._endpoint.get().body
-        names = "&".join(f"name[]={quote(name)}" for mapping in self._mappings for name in mapping.names())
-        target = f"/metrics/?{names}"
+        self._target = self._restricted_target if self._can_restrict(whole) else None
+        self._until_check = self._recheck_scrapes
+        return whole
+
+    def _can_restrict(self, whole: bytes) -> bool:
+        """Whether a restricted page shows the same series and is smaller."""
+        if self._restricted_target is None:
+            return False
         try:
-            part = self._endpoint.get(target).body
-            if len(part) < len(whole) and self.mapper.series(part) == self.mapper.series(whole):
-                self._target = target
+            part = self._endpoint.get(self._restricted_target).body
+            return len(part) <= _WORTHWHILE * len(whole) and self.mapper.series(part) == self.mapper.series(whole)
         except CollectError:
-            pass  # this server does not restrict: the whole page it is
-        return self.mapper.read(whole)
+            return False
+
+    def _ask_version(self) -> None:
+        """Ask which version answers; what was known of this process stays where it does not tell."""
+        self._version_tries -= 1
+        try:
+            version = json.loads(self._endpoint.get(self._version_target).body[:_VERSION_BYTES])["version"]
+        except (CollectError, ValueError, KeyError, TypeError, RecursionError):
+            return
+        if isinstance(version, str) and _VERSION.fullmatch(version):
+            self.mapper.version = version
+            self._version_tries = 0

@@ -55,9 +55,12 @@ class Stream:
 
     def line(self) -> bytes:
         """Return a line without its end; EOFError if the stream ends first, CollectError if it is too long."""
-        while (found := self._buffer.find(b"\n", self._begin, self._end)) < 0:
-            if self._end - self._begin > _LINE_BYTES:
+        while True:
+            found = self._buffer.find(b"\n", self._begin, self._end)
+            if (self._end if found < 0 else found) - self._begin > _LINE_BYTES:
                 raise CollectError(f"a line of the headers or between chunks has more than {_LINE_BYTES} bytes")
+            if found >= 0:
+                break
             if not self._fill():
                 raise EOFError
         text = bytes(self._view[self._begin : found])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvtally.collectors.exposition import Series
 from kvtally.collectors.page import Pick, Plan, positions
 from kvtally.collectors.quantities import CACHE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from kvtally.collectors.exposition import Series
 
 # Every tensor-parallel worker counts the same tokens under its own worker_id: the greatest is the truth, their sum
 # is a multiple of it. Bytes are each worker's own shard and do add up.
@@ -53,26 +54,20 @@ class LmcacheMapping:
 
     def compile(self, target: str, series: Sequence[Series], version: str | None) -> list[Plan]:  # noqa: ARG002  # the engine's version, not LMCache's
         """One cache plan per model that LMCache serves on this page."""
-        series = [Series(spelled(one.name), one.labels) for one in series]
-        models = sorted(
-            {
-                one.labels.get("served_model_name") or one.labels.get("model_name", "")
-                for one in series
-                if one.name in self._names
-            }
-        )
+        owned: dict[str, dict[str, list[tuple[int, Mapping[str, str]]]]] = {}
+        for at, one in enumerate(series):
+            name = spelled(one.name)
+            if name in self._names:
+                model = one.labels.get("served_model_name") or one.labels.get("model_name", "")
+                owned.setdefault(model, {}).setdefault(name, []).append((at, one.labels))
         plans: list[Plan] = []
-        for model in models:
-            own = [
-                one if model in {one.labels.get("served_model_name"), one.labels.get("model_name", "")} else Series("", {})
-                for one in series
-            ]
+        for model, own in sorted(owned.items()):
             picks: list[Pick | None] = []
             for quantity in CACHE:
                 name, greatest = _COUNTED.get(quantity.name, ("", True))
-                found = positions(own, name, {}) if name else ()
+                found = positions(own, name)
                 picks.append(Pick(found, greatest) if found else None)
             about = {"cache": "lmcache in-process", "model": model}
-            name = f"{target}/lmcache" if len(models) == 1 else f"{target}/lmcache/{model}"
+            name = f"{target}/lmcache" if len(owned) == 1 else f"{target}/lmcache/{model}"
             plans.append(Plan("cache", name, about, picks))
         return plans

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kvtally.collectors.base import CollectError, Kind, Reading
 from kvtally.collectors.exposition import Layout, PageReader, Series
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    # sample name -> every series of that name: its place on the page and its labels
+    Samples = Mapping[str, Sequence[tuple[int, Mapping[str, str]]]]
+
+# A page's values are followed by these two, for a bucket without one below it and a quantity without a series.
+_ZERO, _UNKNOWN = -2, -1
 
 
 class Pick(NamedTuple):
@@ -37,29 +43,43 @@ class Plan:
         name: str,
         attributes: Mapping[str, str],
         picks: Sequence[Pick | None],
+        *,
         details: Sequence[Detail] = (),
         epoch: int | None = None,
     ) -> None:
         self.kind = kind
         self.name = name
         self.attributes = dict(attributes)
-        self._epoch = epoch
-        self._simple = tuple(pick.positions[0] if pick and len(pick.positions) == 1 else -1 for pick in picks)
+        self._epoch = _UNKNOWN if epoch is None else epoch
+        self._simple = tuple(pick.positions[0] if pick and len(pick.positions) == 1 else _UNKNOWN for pick in picks)
         self._joined = tuple((slot, pick) for slot, pick in enumerate(picks) if pick and len(pick.positions) > 1)
         self._detail_names = tuple(detail.name for detail in details)
-        self._details = tuple((detail.position, detail.below, detail.scale) for detail in details)
+        self._counted = tuple(detail.position for detail in details)
+        self._below = tuple(_ZERO if detail.below is None else detail.below for detail in details)
+        self._scales = tuple(detail.scale for detail in details)
 
-    def read(self, page: tuple[Any, ...]) -> Reading:
-        """Take the reading; `page` ends with None, which position -1 finds for a quantity that has no series."""
-        values: list[float | None] = [page[position] for position in self._simple]
+    def read(self, page: Sequence[float | None]) -> Reading:
+        """Take the reading; one unknown count makes all details unknown, which is said by having none of them."""
+        values = [page[position] for position in self._simple]
         for slot, pick in self._joined:
-            parts = [page[position] for position in pick.positions]
-            known = [part for part in parts if part is not None]
-            values[slot] = (max(known) if pick.greatest else sum(known)) if len(known) == len(parts) else None
-        details = [page[at] * scale if below is None else page[at] - page[below] for at, below, scale in self._details]
-        epoch = None if self._epoch is None else page[self._epoch]
+            known = [part for position in pick.positions if (part := page[position]) is not None]
+            if len(known) == len(pick.positions):
+                values[slot] = max(known) if pick.greatest else sum(known)
+        details = tuple(
+            (count - below) * scale
+            for at, under, scale in zip(self._counted, self._below, self._scales, strict=True)
+            if (count := page[at]) is not None and (below := page[under]) is not None
+        )
+        if len(details) < len(self._detail_names):
+            details = ()
         return Reading(
-            self.kind, self.name, self.attributes, tuple(values), epoch, None, self._detail_names, tuple(details)
+            self.kind,
+            self.name,
+            self.attributes,
+            tuple(values),
+            page[self._epoch],
+            detail_names=self._detail_names,
+            details=details,
         )
 
 
@@ -86,9 +106,12 @@ class PageMapper:
         self.target = target
         self._mappings = mappings
         self._version = version
-        self._reader = PageReader(lambda name: any(mapping.wants(name) for mapping in mappings))
+        self._reader = PageReader(self._wants)
         self._layout: Layout | None = None
         self._plans: list[Plan] = []
+
+    def _wants(self, sample_name: str) -> bool:
+        return any(mapping.wants(sample_name) for mapping in self._mappings)
 
     @property
     def version(self) -> str | None:
@@ -103,7 +126,7 @@ class PageMapper:
 
     def series(self, body: bytes) -> frozenset[tuple[str, tuple[tuple[str, str], ...]]]:
         """The wanted series of a page as a set: to compare a restricted page with a whole one."""
-        layout, _ = PageReader(lambda name: any(mapping.wants(name) for mapping in self._mappings)).read(body)
+        layout, _ = PageReader(self._wants).read(body)
         return frozenset((one.name, tuple(sorted(one.labels.items()))) for one in layout.series)
 
     def read(self, body: bytes) -> tuple[Reading, ...]:
@@ -121,32 +144,37 @@ class PageMapper:
                 f"{self.target}: the page holds no family that kvtally reads",
                 "is this an engine's /metrics? vLLM shows none with --disable-log-stats",
             )
-        page: tuple[float | None, ...] = values
+        known: Sequence[float | None] = values
         if not math.isfinite(sum(values)):
             # NaN and infinity are unknown, and one of them makes the whole sum so
-            page = tuple(value if math.isfinite(value) else None for value in values)
-        page = (*page, None)
+            known = [value if math.isfinite(value) else None for value in values]
+        page = (*known, 0.0, None)
         return tuple(plan.read(page) for plan in self._plans)
 
 
-def positions(series: Sequence[Series], name: str, labels: Mapping[str, str]) -> tuple[int, ...]:
+def positions(samples: Samples, name: str, labels: Mapping[str, str] | None = None) -> tuple[int, ...]:
     """Where samples of this name with these labels (others may be there too) stand on the page."""
-    return tuple(
-        at
-        for at, one in enumerate(series)
-        if one.name == name and all(one.labels.get(key) == value for key, value in labels.items())
-    )
+    wanted = (labels or {}).items()
+    return tuple(at for at, found in samples.get(name, ()) if wanted <= found.items())
 
 
-def bucket_details(
-    series: Sequence[Series], sample_name: str, labels: Mapping[str, str], prefix: str
-) -> list[Detail]:
-    """The buckets of a histogram as plain (not cumulative) counts, named `<prefix>_le_<bound>`."""
-    found = [(float(series[at].labels["le"]), at) for at in positions(series, sample_name, labels)]
+def bucket_details(samples: Samples, sample_name: str, prefix: str) -> list[Detail]:
+    """The buckets of a histogram as plain (not cumulative) counts, named `<prefix>_le_<bound>`.
+
+    None of them where a bound is unreadable or there twice: nobody could say which count belongs to which.
+    """
+    found: dict[float, int] = {}
+    for at, labels in samples.get(sample_name, ()):
+        try:
+            bound = float(labels.get("le", ""))
+        except ValueError:
+            return []
+        if bound in found or math.isnan(bound):
+            return []
+        found[bound] = at
     details: list[Detail] = []
     below: int | None = None
-    for bound, at in sorted(found):
-        details.append(Detail(f"{prefix}_le_{bound:g}", at, below))
+    for bound, at in sorted(found.items()):
+        details.append(Detail(f"{prefix}_le_{bound:.15g}", at, below))
         below = at
     return details
-

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvtally.collectors.exposition import Series
+from kvtally.collectors.base import CollectError
 from kvtally.collectors.page import Detail, Pick, Plan, bucket_details, positions
-from kvtally.collectors.quantities import CACHE, ENGINE
+from kvtally.collectors.quantities import QUANTITIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from kvtally.collectors.base import Kind
+    from kvtally.collectors.exposition import Series
+    from kvtally.collectors.page import Samples
+
+    Engine = tuple[str, str]  # index and model
 # quantity -> the samples that may serve it, best first: (name, labels)
 # A page of vLLM 0.25:
 #   vllm:prompt_tokens_by_source_total{engine="0",model_name="llama-8b",source="local_compute"} 859550.0
@@ -92,12 +97,13 @@ _INFO = "vllm:cache_config_info"
 _INFO_LABELS = ("block_size", "cache_dtype", "num_gpu_blocks", "kv_cache_size_tokens", "enable_prefix_caching")
 _START = "process_start_time_seconds"
 _CREATED = "vllm:prompt_tokens_created"
-
-SPELLINGS = ("vllm:", "vllm_")  # OpenMetrics without escaping=allow-utf-8 rewrites the colon
+# every engine has one of these from its start on
+_SURE = ("vllm:prompt_tokens_total", "vllm:num_requests_running", "vllm:generation_tokens_total")
+_MAX_ENGINES = 512  # of one page: each becomes a target of the ledger
 
 
 def spelled(sample_name: str) -> str:
-    """The sample's name with vLLM's own colon."""
+    """The sample's name with vLLM's own colon, which OpenMetrics without escaping=allow-utf-8 rewrites."""
     return "vllm:" + sample_name[5:] if sample_name.startswith("vllm_") else sample_name
 
 
@@ -120,56 +126,68 @@ class VllmMapping:
 
     def compile(self, target: str, series: Sequence[Series], version: str | None) -> list[Plan]:
         """One engine plan per (engine, model), and one cache plan where it offloads KV by itself."""
-        series = [Series(spelled(one.name), one.labels) for one in series]
-        engines = sorted(
-            {
-                (one.labels.get("engine", "0"), one.labels.get("model_name", ""))
-                for one in series
-                if one.name in {"vllm:prompt_tokens_total", "vllm:num_requests_running", "vllm:generation_tokens_total"}
-            }
-        )
-        crowded = len({engine for engine, _ in engines}) < len(engines)
-        start = positions(series, _START, {})
+        owned = _by_engine(series)
+        crowded = len({engine for engine, _ in owned}) < len(owned)
+        start = next((at for at, one in enumerate(series) if one.name == _START), None)
         plans: list[Plan] = []
-        for engine, model in engines:
-            labels = {key: value for key, value in (("engine", engine), ("model_name", model)) if value}
-            # series without the label belong to the one engine that there is
-            own = [
-                one if all(one.labels.get(key, value) == value for key, value in labels.items()) else Series("", {})
-                for one in series
-            ]
+        for (engine, model), own in sorted(owned.items()):
             name = f"{target}/{engine}/{model}" if crowded else f"{target}/{engine}"
             attributes = {"engine": "vllm", "model": model} | ({"version": version} if version else {})
-            for at in positions(own, _INFO, {}):
-                attributes |= {key: own[at].labels[key] for key in _INFO_LABELS if key in own[at].labels}
-            epoch = (start or positions(own, _CREATED, {}) or (None,))[0]
-            picks = _picks(own, _ENGINE, tuple(quantity.name for quantity in ENGINE))
-            plans.append(Plan("engine", name, attributes, picks, _details(own), epoch))
-            offload = _picks(own, _OFFLOAD, tuple(quantity.name for quantity in CACHE))
+            for _, labels in own.get(_INFO, ()):
+                attributes |= {key: labels[key] for key in _INFO_LABELS if key in labels}
+            epoch = start if start is not None else next(iter(positions(own, _CREATED)), None)
+            picks = _picks(own, _ENGINE, "engine")
+            plans.append(Plan("engine", name, attributes, picks, details=_details(own), epoch=epoch))
+            offload = _picks(own, _OFFLOAD, "cache")
             if any(offload):
                 about = {"cache": "vllm kv_offload", "model": model}
-                plans.append(Plan("cache", f"{name}/kv_offload", about, offload, (), epoch))
+                plans.append(Plan("cache", f"{name}/kv_offload", about, offload, epoch=epoch))
         return plans
 
 
+def _by_engine(series: Sequence[Series]) -> dict[Engine, Samples]:
+    """The samples of each engine; one that lacks a label belongs to the only engine it can mean, else to none."""
+    engines = {
+        (one.labels.get("engine", "0"), one.labels.get("model_name", ""))
+        for one in series
+        if spelled(one.name) in _SURE
+    }
+    if len(engines) > _MAX_ENGINES:
+        raise CollectError(f"the page shows {len(engines)} engines, the limit is {_MAX_ENGINES}")
+    homes: dict[tuple[str | None, str | None], list[Engine]] = {}
+    for engine, model in engines:
+        for labels in ((engine, model), (engine, None), (None, model), (None, None)):
+            homes.setdefault(labels, []).append((engine, model))
+    owned: dict[Engine, dict[str, list[tuple[int, Mapping[str, str]]]]] = {engine: {} for engine in engines}
+    for at, one in enumerate(series):
+        name = spelled(one.name)
+        candidates = homes.get((one.labels.get("engine"), one.labels.get("model_name")), [])
+        # the configuration names no model: it holds for all that this engine serves
+        if len(candidates) == 1 or name == _INFO:
+            for candidate in candidates:
+                owned[candidate].setdefault(name, []).append((at, one.labels))
+    return dict(owned)
+
+
 def _picks(
-    series: Sequence[Series],
-    table: Mapping[str, tuple[tuple[str, Mapping[str, str]], ...]],
-    quantities: tuple[str, ...],
+    samples: Samples, table: Mapping[str, tuple[tuple[str, Mapping[str, str]], ...]], kind: Kind
 ) -> list[Pick | None]:
     picks: list[Pick | None] = []
-    for quantity in quantities:
-        found = next((at for name, labels in table.get(quantity, ()) if (at := positions(series, name, labels))), ())
-        picks.append(Pick(found) if found else None)
+    for quantity in QUANTITIES[kind]:
+        found = next(
+            (at for name, labels in table.get(quantity.name, ()) if (at := positions(samples, name, labels))), ()
+        )
+        # several front-ends may show a gauge each (label pid): it is the same engine that they show
+        picks.append(Pick(found, quantity.type == "gauge") if found else None)
     return picks
 
 
-def _details(series: Sequence[Series]) -> list[Detail]:
+def _details(samples: Samples) -> list[Detail]:
     details = [
         Detail(quantity, at[0], None, scale)
         for quantity, name, labels, scale in _DETAILS
-        if len(at := positions(series, name, labels)) == 1
+        if len(at := positions(samples, name, labels)) == 1
     ]
     for name, prefix in _HISTOGRAMS:
-        details += bucket_details(series, name, {}, prefix)
+        details += bucket_details(samples, name, prefix)
     return details

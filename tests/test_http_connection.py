@@ -54,7 +54,7 @@ def test_a_url_is_taken_apart(url: str, place: Place, authority: str) -> None:
     ],
 )
 def test_what_is_no_url_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="not a URL|no such port"):
+    with pytest.raises(ValueError, match=r"^(not a URL|no such port)"):
         take_apart(url)
 
 
@@ -62,7 +62,7 @@ def test_what_is_no_url_is_refused(url: str) -> None:
     "url", ["http://user:hunter2@h/", "http://hunter2@h", "user:hunter2@h:80/x", "http://user:hunter2@[::1]:x/"]
 )
 def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(ValueError, match="credentials in a URL are refused") as caught:
+    with pytest.raises(ValueError, match=r"^credentials in a URL are refused") as caught:
         take_apart(url)
     assert "hunter2" not in str(caught.value)
 
@@ -161,7 +161,7 @@ def test_a_look_up_that_hangs_is_left_at_the_deadline_and_not_started_twice(list
 
     hanging = connector("engine", resolve)
     for _ in range(3):
-        with pytest.raises(CollectError, match="^timed out while looking up the host engine$"):
+        with pytest.raises(CollectError, match=r"^timed out while looking up the host engine$"):
             hanging.connect(time.monotonic() + 0.05)
     assert asked == ["engine"]
     released.set()
@@ -173,5 +173,5 @@ def test_a_look_up_that_hangs_is_left_at_the_deadline_and_not_started_twice(list
 
 def test_a_certificate_file_that_is_missing_is_named(listener: socket.socket) -> None:
     missing = Connector(Place("https", "h", 443, "/"), "/nowhere/ca.pem", lambda *_: [address_of(listener)])
-    with pytest.raises(CollectError, match="^the certificate file /nowhere/ca.pem cannot be read: No such file"):
+    with pytest.raises(CollectError, match=r"^the certificate file /nowhere/ca\.pem cannot be read: No such file"):
         missing.connect(time.monotonic() + 5)

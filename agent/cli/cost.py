@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from kvtally.agent.ledger.read import LedgerReader
 
 
-@click.command(
-    epilog="\b\nExample: cost by model of the last day\n  kvtally cost --since 24h --by model"
-)
+@click.command(epilog="\b\nExample: cost by model of the last day\n  kvtally cost --since 24h --by model")
 @click.option("--by", default="model", metavar="A,B", help="model, replica, cluster, namespace, tenant, hour, day.")
 @window_options
 @format_option

@@ -32,7 +32,9 @@ def demo(form: str) -> None:
         with LedgerReader(url) as reader:
             report = cost_report(reader, None, ["model"], book_of(reader, Config()), Payment())
     answer = report.as_json()
-    answer = {"source": {"kind": "RECORDED", "name": recording.name, "provenance": recording.meta.get("provenance")}} | answer
+    answer = {
+        "source": {"kind": "RECORDED", "name": recording.name, "provenance": recording.meta.get("provenance")}
+    } | answer
     if form == "json":
         show(answer, "json")
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-
 from typing import TYPE_CHECKING
 
 import click
@@ -64,4 +63,6 @@ def _ledger(url: str) -> Checked:
             current = is_current(connection, path)
     except LedgerError as error:
         return Checked("ledger", "failed", str(error), (), error.hint)
-    return Checked("ledger", "ok" if current else "partial", path, (), "" if current else "run `kvtally ledger upgrade`")
+    return Checked(
+        "ledger", "ok" if current else "partial", path, (), "" if current else "run `kvtally ledger upgrade`"
+    )

@@ -21,7 +21,7 @@ def ledger() -> None:
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default=None)
 @ledger_options
 def info(form: str | None, ledger: str | None, config_path: str | None) -> None:
-    """Show where the ledger lies, what it holds and how far it reaches.
+    r"""Show where the ledger lies, what it holds and how far it reaches.
 
     \b
     Example: kvtally ledger info
@@ -42,9 +42,7 @@ def info(form: str | None, ledger: str | None, config_path: str | None) -> None:
             "start": utc_text(extent[0]) if extent else None,
             "end": utc_text(extent[1]) if extent else None,
             "rows": reader.counts(),
-            "targets": [
-                {"kind": one.kind, "name": one.name, **one.attributes} for one in reader.targets().values()
-            ],
+            "targets": [{"kind": one.kind, "name": one.name, **one.attributes} for one in reader.targets().values()],
         }
     if chosen_format(form) == "json":
         from json import dumps  # noqa: PLC0415  # only here
@@ -59,7 +57,7 @@ def info(form: str | None, ledger: str | None, config_path: str | None) -> None:
 @ledger.command()
 @ledger_options
 def upgrade(ledger: str | None, config_path: str | None) -> None:
-    """Create the ledger, or bring an older one up to date.
+    r"""Create the ledger, or bring an older one up to date.
 
     \b
     Example: kvtally ledger upgrade --ledger sqlite:////var/lib/kvtally/ledger.db
@@ -79,7 +77,7 @@ def upgrade(ledger: str | None, config_path: str | None) -> None:
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default=None)
 @ledger_options
 def audit(form: str | None, ledger: str | None, config_path: str | None) -> None:
-    """Check every invariant of the ledger; exit status 1 if one is violated.
+    r"""Check every invariant of the ledger; exit status 1 if one is violated.
 
     \b
     Example: kvtally ledger audit
@@ -113,7 +111,7 @@ def audit(form: str | None, ledger: str | None, config_path: str | None) -> None
 def settle(
     again: str | None, reason: str, prune: bool, quiet: bool, ledger: str | None, config_path: str | None
 ) -> None:
-    """Write the charges of every hour that is over. `kvtally run` does this by itself.
+    r"""Write the charges of every hour that is over. `kvtally run` does this by itself.
 
     \b
     Example: kvtally ledger settle
@@ -152,10 +150,12 @@ def _prune(reader: object, retention_days: int) -> dict[str, int]:
 
 
 @ledger.command()
-@click.option("--days", type=click.IntRange(min=1), help="Keep this many days of raw intervals. [ledger.retention_days]")
+@click.option(
+    "--days", type=click.IntRange(min=1), help="Keep this many days of raw intervals. [ledger.retention_days]"
+)
 @ledger_options
 def prune(days: int | None, ledger: str | None, config_path: str | None) -> None:
-    """Remove old raw intervals of settled hours; charges and hourly sums stay, and so does a note of what went.
+    r"""Remove old raw intervals of settled hours; charges and hourly sums stay, and so does a note of what went.
 
     \b
     Example: kvtally ledger prune --days 90

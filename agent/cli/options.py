@@ -23,9 +23,9 @@ _NANO = 10**9
 
 def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--ledger and --config."""
-    command = click.option("--config", "config_path", metavar="FILE", help="TOML config. [default: $KVTALLY_CONFIG, …]")(
-        command
-    )
+    command = click.option(
+        "--config", "config_path", metavar="FILE", help="TOML config. [default: $KVTALLY_CONFIG, …]"
+    )(command)
     return click.option(
         "--ledger", "ledger", metavar="URL", help="Where the ledger lies, such as sqlite:///on.db. [$KVTALLY_LEDGER]"
     )(command)

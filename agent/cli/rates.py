@@ -26,7 +26,7 @@ def rates() -> None:
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default=None)
 @ledger_options
 def list_(form: str | None, ledger: str | None, config_path: str | None) -> None:
-    """Show every price that the ledger knows, the packaged ones included.
+    r"""Show every price that the ledger knows, the packaged ones included.
 
     \b
     Example: kvtally rates list
@@ -72,7 +72,7 @@ def list_(form: str | None, ledger: str | None, config_path: str | None) -> None
 @click.option("--source", default="operator", show_default=True, help="Where the price is written.")
 @click.option("--note", default="")
 @ledger_options
-def add(  # noqa: PLR0913, PLR0917  # one option for each field of a rate
+def add(  # one option for each field of a rate
     resource: Resource,
     price: str,
     unit: str | None,
@@ -89,7 +89,7 @@ def add(  # noqa: PLR0913, PLR0917  # one option for each field of a rate
     ledger: str | None,
     config_path: str | None,
 ) -> None:
-    """Add a price of your own; hours that it concerns are settled again.
+    r"""Add a price of your own; hours that it concerns are settled again.
 
     \b
     Example:
@@ -122,7 +122,7 @@ def add(  # noqa: PLR0913, PLR0917  # one option for each field of a rate
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @ledger_options
 def import_(file: str, ledger: str | None, config_path: str | None) -> None:
-    """Add every price of a TOML card (docs/rates.md shows the form; `rates example` prints one).
+    r"""Add every price of a TOML card (docs/rates.md shows the form; `rates example` prints one).
 
     \b
     Example: kvtally rates import contract.toml
@@ -134,7 +134,7 @@ def import_(file: str, ledger: str | None, config_path: str | None) -> None:
 
 @rates.command()
 def example() -> None:
-    """Print a card for GPUs of your own: capital recovery, energy and PUE, to be filled in.
+    r"""Print a card for GPUs of your own: capital recovery, energy and PUE, to be filled in.
 
     \b
     Example: kvtally rates example > owned.toml
@@ -175,7 +175,9 @@ def _keep(new: Sequence[Rate], ledger: str | None, config_path: str | None) -> N
             click.echo(f"{'added' if rate in fresh else 'was there'}: {rate_text(rate)}")
         if fresh:
             payment = Payment(config.rates.term, config.rates.site)
-            done, aged = settle_again(reader, min(rate.valid_from_ns for rate in fresh), book_of(reader, config), payment)
+            done, aged = settle_again(
+                reader, min(rate.valid_from_ns for rate in fresh), book_of(reader, config), payment
+            )
             if done:
                 click.echo(f"{done} settled hours were settled again at the new price")
             if aged:

@@ -6,18 +6,22 @@ from pathlib import Path
 
 import click
 
-from kvtally.agent.cli.options import ledger_options
-
 
 @click.command(epilog="\b\nExample: ten minutes, packed into one file\n  kvtally record h100-monday --for 600 --pack")
 @click.argument("folder", metavar="DIR")
-@click.option("--for", "duration", type=click.FloatRange(min=1), metavar="SECONDS", help="Stop by itself after this long.")
+@click.option(
+    "--for", "duration", type=click.FloatRange(min=1), metavar="SECONDS", help="Stop by itself after this long."
+)
 @click.option("--interval", type=float, metavar="SECONDS", help="Scrape this often (1 to 300). [default: 5]")
 @click.option("--pack", "packed", is_flag=True, help="Also write DIR.tar.xz.")
-@ledger_options
+@click.option("--config", "config_path", metavar="FILE", help="TOML config. [$KVTALLY_CONFIG]")
 def record(
-    folder: str, duration: float | None, interval: float | None, packed: bool, ledger: str | None, config_path: str | None
-) -> None:  # noqa: ARG001  # every command takes --ledger
+    folder: str,
+    duration: float | None,
+    interval: float | None,
+    packed: bool,
+    config_path: str | None,
+) -> None:
     """Write a recording of the engines on this host: whole pages, GPU and host samples. Stops on SIGTERM or Ctrl-C."""
     import os  # noqa: PLC0415  # --help needs none of it
 

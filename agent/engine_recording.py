@@ -1,0 +1,136 @@
+"""One engine's recording: its folder, what is written there, and how much that is."""
+
+from __future__ import annotations
+
+import re
+import threading
+from contextlib import suppress
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from kvtally.agent.engine_process import arguments_of, model_shape
+from kvtally.agent.recording_members import LINE_FILES, RecordingError
+from kvtally.agent.recording_writer import RecordingWriter
+from kvtally.collectors.gpu import format_line
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from kvtally.agent.discovery import FoundEngine
+    from kvtally.collectors.gpu import GpuSample
+
+_META_BYTES = 64 << 10
+
+
+class EngineRecording:
+    """Writes one recording; several threads may call it. RecordingError where the folder cannot be written.
+
+    only_gpus  UUIDs of the GPUs whose samples are kept; None: all
+    birth      what the page tells of the start of the engine's process; None before the first page
+    """
+
+    def __init__(self, folder: Path, meta: Mapping[str, Any], only_gpus: frozenset[str] | None = None) -> None:
+        self.folder = folder
+        self.target = str(meta["target"])
+        self.birth: bytes | None = None
+        self.pages = self.failed_scrapes = self.gpu_lines = 0
+        self._page_bytes = 0
+        self._only_gpus = only_gpus
+        self._meta = dict(meta)
+        self._lock = threading.Lock()
+        self._writer: RecordingWriter | None = RecordingWriter(folder, meta)
+
+    @property
+    def version(self) -> str | None:
+        """The engine's version, as far as it is known."""
+        return self._meta.get("engine_version")
+
+    @property
+    def bytes_written(self) -> int:
+        """Size of all files."""
+        lines = 0
+        for name in LINE_FILES:
+            with suppress(FileNotFoundError):
+                lines += (self.folder / name).stat().st_size
+        return self._page_bytes + lines + _META_BYTES
+
+    def page(self, t_ns: int, took_seconds: float, body: bytes) -> None:
+        """Write a page, and that it was read."""
+        with self._lock:
+            if self._writer is not None:
+                self._writer.page("vllm", t_ns, body)
+                self._page_bytes += len(body)
+                self.pages += 1
+                self._writer.scrape_ok(t_ns, "vllm", took_seconds)
+
+    def failure(self, t_ns: int, source: str, took_seconds: float, reason: str) -> None:
+        """Write that a source ("vllm", "gpu", "host") could not be read."""
+        with self._lock:
+            if self._writer is not None:
+                self._writer.failure(t_ns, source, took_seconds, reason)
+                self.failed_scrapes += 1
+
+    def gpus(self, t_ns: int, took_seconds: float, samples: Sequence[GpuSample]) -> None:
+        """Write the samples of one instant, those of other engines' GPUs left out."""
+        own = [sample for sample in samples if self._only_gpus is None or sample.uuid in self._only_gpus]
+        with self._lock:
+            if self._writer is not None and own:
+                self._writer.gpu({**format_line(own), "t": exact_seconds(t_ns)})
+                self.gpu_lines += 1
+                self._writer.scrape_ok(t_ns, "gpu", took_seconds)
+
+    def host(self, t_ns: int, took_seconds: float, line: Mapping[str, Any]) -> None:
+        """Write what processes and disks have counted."""
+        with self._lock:
+            if self._writer is not None:
+                self._writer.host({"t": exact_seconds(t_ns), **line})
+                self._writer.scrape_ok(t_ns, "host", took_seconds)
+
+    def learn(self, **fields: Any) -> None:
+        """Fill in what meta.json does not tell yet; None is nothing to tell."""
+        new = {key: value for key, value in fields.items() if value is not None and self._meta.get(key) is None}
+        if new:
+            self._update(new)
+
+    def learn_process(self, found: FoundEngine | None, pid: int | None, proc: str) -> None:
+        """Fill in what discovery and the engine's process tell."""
+        if pid is not None:
+            self.learn(engine_args=arguments_of(pid, proc), model=model_shape(pid, proc))
+        if found is not None:
+            gpus = self._meta.get("gpus")
+            one_rank = gpus is not None and found.data_parallel == 1
+            self.learn(engine_version=found.version, gpus_per_replica=len(gpus) if one_rank else None)
+
+    def close(self, t_ns: int) -> None:
+        """Write when it ended and close the files; what a thread still brings is left out."""
+        with suppress(RecordingError):  # on a full disk meta.json stays as it was
+            self._update({"recorded": {**self._meta["recorded"], "end": t_ns / 1e9}})
+        with self._lock:
+            if self._writer is not None:
+                self._writer.close()
+            self._writer = None
+
+    def _update(self, fields: Mapping[str, Any]) -> None:
+        with self._lock:
+            if self._writer is not None:
+                self._meta |= fields
+                self._writer.update_meta(**fields)
+
+
+def exact_seconds(t_ns: int) -> Decimal:
+    """Unix seconds to the nanosecond."""
+    return Decimal(t_ns).scaleb(-9)
+
+
+def folder_names(targets: Sequence[str]) -> list[str]:
+    """A folder's name for each target: its own, with "-" for whatever is no part of a plain name, and no two alike."""
+    names: list[str] = []
+    for target in targets:
+        plain = re.sub(r"[^\w.-]+", "-", target).strip("-.")[:100] or "engine"
+        name, number = plain, 1
+        while name in names:
+            number += 1
+            name = f"{plain}-{number}"
+        names.append(name)
+    return names
