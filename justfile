@@ -25,6 +25,10 @@ fmt:
 docs:
     {{ bin }}/python docs/configuration.py > docs/configuration.new
     mv docs/configuration.new docs/configuration.md
+    {{ bin }}/python docs/cli.py > docs/cli.new
+    mv docs/cli.new docs/cli.md
+    {{ bin }}/python docs/readme.py > README.new
+    mv README.new README.md
 
 # the suite on every supported Python that is here
 matrix:

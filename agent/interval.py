@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.finding import Finding, utc_text
@@ -9,8 +10,6 @@ from kvtally.agent.identity import FAMILIES, Identity, check
 from kvtally.collectors.quantities import QUANTITIES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from kvtally.collectors.base import Kind, Reading
 
 # Flags of an interval, as bits of one integer
@@ -30,17 +29,23 @@ MISSING = "counter_missing"
 BACKWARDS = "counter_backwards"
 IMPOSSIBLE = "counter_impossible"
 _FAULTS = {
-    BACKWARDS: "went backwards although its process did not restart",
-    IMPOSSIBLE: "shows a number that no engine can have counted",
+    BACKWARDS: "went backwards although its process did not restart: its values are unknown from here on, and nothing "
+    "more is counted until it passes its highest one",
+    IMPOSSIBLE: "shows more than anything can have counted: its values are unknown until it comes down again",
 }
 INTEGER_MAX = 2**63  # what the ledger's integers hold; a page may show anything
 
 _COUNTS = {kind: tuple(q.type != "gauge" for q in quantities) for kind, quantities in QUANTITIES.items()}
 _INTEGRALS = {kind: tuple(q.type == "integral" for q in quantities) for kind, quantities in QUANTITIES.items()}
+_OWN = {kind: tuple(q.type == "counter" for q in quantities) for kind, quantities in QUANTITIES.items()}
 _SCALES = {kind: tuple(q.scale for q in quantities) for kind, quantities in QUANTITIES.items()}
 _ENGINE = {quantity.name: position for position, quantity in enumerate(QUANTITIES["engine"])}
 _RUNNING, _WAITING, _AWAKE = (_ENGINE[name] for name in ("running_requests", "waiting_requests", "awake"))
 _WORK = tuple(_ENGINE[name] for name in ("steps", "generated_tokens", "prompt_tokens"))
+
+
+Values = tuple[float | None, ...]
+Parts = Mapping[str, Values]
 
 
 class State(NamedTuple):
@@ -51,12 +56,12 @@ class State(NamedTuple):
     """
 
     taken_at_ns: int
-    values: tuple[float | None, ...]
+    values: Values
     epoch: float | None = None
     session: float | None = None
     detail_names: tuple[str, ...] = ()
     details: tuple[float, ...] = ()
-    parts: Mapping[str, tuple[float | None, ...]] | None = None
+    parts: Parts | None = None
     moved: bool = False  # the engine worked in the interval that ended here
     behind: Mapping[str, str] = {}  # quantities whose kept value is older than this scrape -> why
 
@@ -131,7 +136,7 @@ def close(
     reset = _began_anew(previous, reading)
     behind: dict[str, str] = {}
     parts = reading.parts
-    kept: Sequence[float | None] = reading.values
+    kept = reading.values
     if parts is None:
         differences, kept = _differences(previous, reading, reset, behind)
     else:
@@ -151,7 +156,7 @@ def close(
         moved = bool(flags & BUSY_AT_END) or any(differences[at] for at in _WORK)
         if reset:
             findings.append(_restarted(target, previous, began_ns, taken_at_ns))
-        if previous.behind.keys().isdisjoint(FAMILIES):
+        if reset or previous.behind.keys().isdisjoint(FAMILIES):
             # else one of the families covers more time than the others
             identity = check(reading.attributes.get("version"), differences, reading.detail_names, details)
             flags |= {Identity.OK: IDENTITY_OK, Identity.BROKEN: IDENTITY_BROKEN}.get(identity.state, 0)
@@ -162,7 +167,7 @@ def close(
     interval = Interval(previous.taken_at_ns, taken_at_ns, tuple(differences), details, flags, missed, began_ns)
     # a page that does not tell its start once does not end the epoch
     epoch = previous.epoch if reading.epoch is None and not reset else reading.epoch
-    state = State(taken_at_ns, tuple(kept), epoch, reading.session, names, kept_details, parts, moved, behind)
+    state = State(taken_at_ns, kept, epoch, reading.session, names, kept_details, parts, moved, behind)
     return interval, state, findings
 
 
@@ -175,16 +180,21 @@ def _began_anew(previous: State, reading: Reading) -> bool:
     """
     if reading.epoch is not None and previous.epoch is not None:
         return reading.epoch != previous.epoch
-    fallen = sum(
-        quantity.type == "counter" and current is not None and before is not None and current < before
-        for quantity, current, before in zip(QUANTITIES[reading.kind], reading.values, previous.values, strict=True)
-    )
+    fallen = _fallen(reading.kind, reading.values, previous.values)
     return fallen > 1 or (fallen == 1 and reading.session != previous.session)
+
+
+def _fallen(kind: Kind, values: Values, before: Values) -> int:
+    """How many of a source's own counters are lower than before."""
+    return sum(
+        own and current is not None and was is not None and current < was
+        for own, current, was in zip(_OWN[kind], values, before, strict=True)
+    )
 
 
 def _differences(
     previous: State, reading: Reading, reset: bool, behind: dict[str, str]
-) -> tuple[list[int | None], list[float | None]]:
+) -> tuple[list[int | None], Values]:
     """Differences (gauges as they are) and the raw values to keep; `behind` takes those that stay as they were."""
     kind = reading.kind
     session_new = reading.session != previous.session
@@ -216,7 +226,7 @@ def _differences(
             behind[QUANTITIES[kind][position].name] = why
         differences.append(difference)
         kept.append(keep)
-    return differences, kept
+    return differences, tuple(kept)
 
 
 def _fault(base: float, current: float, scale: float) -> str:
@@ -226,42 +236,38 @@ def _fault(base: float, current: float, scale: float) -> str:
     return "" if (current - base) * scale < INTEGER_MAX else IMPOSSIBLE
 
 
-Parts = dict[str, tuple[float | None, ...]]
-
-
-def _part_differences(
-    kind: Kind, before: Mapping[str, tuple[float | None, ...]], reading: Reading
-) -> tuple[list[int | None], Parts]:
+def _part_differences(kind: Kind, before: Parts, reading: Reading) -> tuple[list[int | None], Parts]:
     """Sum the differences of parts: one that is new counts whole, one that is gone has been counted.
 
     A part that may not be read makes the sum unknown; one that was read before and is not now is counted later.
     """
     totals: list[int | None] = [
-        None if gauge is None or quantity.type != "gauge" else round(gauge * quantity.scale)
-        for quantity, gauge in zip(QUANTITIES[kind], reading.values, strict=True)
+        None if gauge is None or counts else round(gauge * scale)
+        for gauge, counts, scale in zip(reading.values, _COUNTS[kind], _SCALES[kind], strict=True)
     ]
-    known: dict[int, bool] = {}
-    kept: Parts = {}
+    hidden: set[int] = set()
+    kept: dict[str, Values] = {}
     for key, values in (reading.parts or {}).items():
         was = before.get(key)
+        if was is not None and len(was) != len(values):
+            was = (UNASKED,) * len(values)  # kept by a kvtally with other quantities
+        if was is None or _fallen(kind, values, was) > 1:
+            was = (0.0,) * len(values)  # it began after the previous scrape
         now = list(values)
-        for position, counts in enumerate(_COUNTS[kind]):
-            if not counts:
+        for position, (current, base, scale) in enumerate(zip(values, was, _SCALES[kind], strict=True)):
+            if not _COUNTS[kind][position]:
                 continue
-            current, base = values[position], 0.0 if was is None else was[position]
             if current is None:
-                known[position] = known.get(position, True) and base is not None
-                now[position] = None if was is None else base
-            elif base is None:
-                continue
-            elif current < base:
+                if base is None:
+                    hidden.add(position)
+                # of one that was never read, nothing is known from here on
+                now[position] = base if key in before else None
+            elif base is not None and current < base:
                 now[position] = base
-            else:
-                scale = _SCALES[kind][position]
-                known.setdefault(position, True)
+            elif base is not None and base == base:  # noqa: PLR0124  # UNASKED is NaN
                 totals[position] = (totals[position] or 0) + round(current * scale) - round(base * scale)
         kept[key] = tuple(now)
-    return [total if known.get(at, True) else None for at, total in enumerate(totals)], kept
+    return [None if position in hidden else total for position, total in enumerate(totals)], kept
 
 
 def _detail_differences(
@@ -290,9 +296,9 @@ def _detail_differences(
 
 def _busy(values: tuple[float | None, ...]) -> bool | None:
     running, waiting = values[_RUNNING], values[_WAITING]
-    if running is None and waiting is None:
-        return None
-    return bool(running) or bool(waiting)
+    if running or waiting:
+        return True
+    return None if running is None or waiting is None else False
 
 
 def _state_flags(before: tuple[float | None, ...], now: tuple[float | None, ...]) -> int:
@@ -315,7 +321,7 @@ def _unusable(target: str, name: str, why: str, previous: State, taken_at_ns: in
         target,
         previous.taken_at_ns,
         taken_at_ns,
-        f"{name} {_FAULTS[why]}; what it counts is unknown from here on, and counted once it shows a value that can be",
+        f"{name} {_FAULTS[why]}",
     )
 
 

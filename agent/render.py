@@ -119,10 +119,26 @@ def _overview(groups: list[dict[str, Any]], currency: str) -> Table:
 
 
 def _detail(console: Console, group: Mapping[str, Any], currency: str) -> None:
-    console.print(Text(_label(group["by"]), style="bold"))
+    console.print(_headline(group, currency))
     console.print(_tokens(group))
     console.print(_time(group, currency))
     _unit_costs(console, group, currency)
+
+
+def _headline(group: Mapping[str, Any], currency: str) -> Text:
+    """The one figure that most people come for."""
+    text = Text(_label(group["by"]), style="bold")
+    units, cost = group["cost_per_million"], group["cost"]
+    if cost is None or units["fully_loaded"]["total"] is None:
+        return text
+    text.append(f": {amount(units['fully_loaded']['total'])} {currency} per million tokens")
+    total, active = Decimal(cost["total"]), Decimal(units["active"]["total"])
+    loaded = Decimal(units["fully_loaded"]["total"])
+    if total:
+        text.append(
+            f" ({group['basis']['cost']}), {1 - active / loaded:.0%} of it for time that served nobody", "default"
+        )
+    return text
 
 
 def _with_interval(units: Mapping[str, Any], key: str) -> str:
@@ -183,7 +199,7 @@ def _unit_costs(console: Console, group: Mapping[str, Any], currency: str) -> No
     units = group["cost_per_million"]
     if units is None:
         return
-    table = _table(f"{currency} per million tokens", "fully loaded", "active only", "basis")
+    table = _table(f"{currency}/M tokens", "fully loaded", "active only", "basis")
     basis = group["basis"]
     split = f"{basis['split']} 90 % x {basis['cost']}" if basis["split"] else _UNKNOWN
     loaded, active = units["fully_loaded"], units["active"]

@@ -27,11 +27,12 @@ _SLACK_NS = 50_000_000  # a recorded tick that comes a little early still closes
 
 
 class Replayed(NamedTuple):
-    """What a replay did."""
+    """What a replay did: pages of engines, intervals written, scrapes that the ledger had, pages that nobody reads."""
 
     pages: int
     intervals: int
     skipped: int
+    unread: int
     start_ns: int
     end_ns: int
     findings: tuple[Finding, ...]
@@ -71,7 +72,7 @@ class Replay:
         self._host: HostLine | None = None
         self._last_page_ns: int | None = None
         self._failures: list[Scrape] = []
-        self._counts = {"pages": 0, "intervals": 0, "skipped": 0}
+        self._counts = {"pages": 0, "intervals": 0, "skipped": 0, "unread": 0}
         self._findings: list[Finding] = []
 
     def run(self, progress: Callable[[int], None] = lambda _: None) -> Replayed:
@@ -107,7 +108,8 @@ class Replay:
 
     def _page(self, page: Page) -> None:
         if page.source != "vllm":
-            return  # LMCache's own server has its mapping with the other sources
+            self._counts["unread"] += 1  # LMCache's own server has no mapping yet
+            return
         due = self._last_page_ns is None or page.t_ns >= self._last_page_ns + self._interval_ns - _SLACK_NS
         if not due:
             return

@@ -123,7 +123,9 @@ def _union(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 def _unique(findings: Iterable[Finding]) -> list[Finding]:
     merged: dict[tuple[str, str, str], Finding] = {}
     for finding in findings:
-        key = (finding.kind, finding.target, finding.message)
+        # what holds for a whole target reads once, however many hours it was found in
+        told = "" if finding.kind in {"no_rate", "replica_mapping_unknown"} else finding.message
+        key = (finding.kind, finding.target, told)
         before = merged.get(key)
         if before is not None:
             finding = finding._replace(  # noqa: PLW2901  # the joined one takes its place

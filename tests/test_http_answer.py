@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import socket
 import time
+import tracemalloc
 import zlib
 from typing import TYPE_CHECKING
 
@@ -138,6 +139,18 @@ def test_a_stream_that_ends_inside_the_head_is_an_end_of_file(answer: bytes) -> 
 def test_a_gzip_body_is_inflated_up_to_the_limit() -> None:
     assert body_of(ok(b"Content-Encoding: gzip", gzip.compress(b"a" * 1000))) == b"a" * 1000
     assert body_of(ok(b"Content-Encoding: X-GZIP\r\nContent-Length: 20", gzip.compress(b""))) == b""
+
+
+def test_a_gzip_bomb_is_refused_before_it_takes_memory() -> None:
+    bomb = ok(b"Content-Encoding: gzip", gzip.compress(bytes(50_000_000)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CollectError, match=r"^the body has more than 100000 bytes$"):
+            body_of(bomb, 100_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_a_body_of_exactly_the_limit_is_read_in_each_framing() -> None:
