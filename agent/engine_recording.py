@@ -8,24 +8,25 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from kvtally import __version__
 from kvtally.agent.engine_process import arguments_of, model_shape
 from kvtally.agent.recording_members import LINE_FILES, RecordingError
 from kvtally.agent.recording_writer import RecordingWriter
 from kvtally.collectors.gpu import format_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from kvtally.agent.discovery import FoundEngine
+    from kvtally.agent.replica import About
     from kvtally.collectors.gpu import GpuSample
-
-_META_BYTES = 64 << 10
 
 
 class EngineRecording:
     """Writes one recording; several threads may call it. RecordingError where the folder cannot be written.
 
+    meta       what is known at the start, "target" and "recorded" in it; None for what may be learnt later
     only_gpus  UUIDs of the GPUs whose samples are kept; None: all
     birth      what the page tells of the start of the engine's process; None before the first page
     """
@@ -48,20 +49,20 @@ class EngineRecording:
 
     @property
     def bytes_written(self) -> int:
-        """Size of all files."""
-        lines = 0
-        for name in LINE_FILES:
+        """Size of all its files."""
+        total = self._page_bytes
+        for name in (*LINE_FILES, "meta.json"):
             with suppress(FileNotFoundError):
-                lines += (self.folder / name).stat().st_size
-        return self._page_bytes + lines + _META_BYTES
+                total += (self.folder / name).stat().st_size
+        return total
 
     def page(self, t_ns: int, took_seconds: float, body: bytes) -> None:
         """Write a page, and that it was read."""
         with self._lock:
             if self._writer is not None:
                 self._writer.page("vllm", t_ns, body)
-                self._page_bytes += len(body)
                 self.pages += 1
+                self._page_bytes += len(body)
                 self._writer.scrape_ok(t_ns, "vllm", took_seconds)
 
     def failure(self, t_ns: int, source: str, took_seconds: float, reason: str) -> None:
@@ -71,20 +72,20 @@ class EngineRecording:
                 self._writer.failure(t_ns, source, took_seconds, reason)
                 self.failed_scrapes += 1
 
-    def gpus(self, t_ns: int, took_seconds: float, samples: Sequence[GpuSample]) -> None:
+    def gpus(self, t_ns: int, took_seconds: float, samples: Iterable[GpuSample]) -> None:
         """Write the samples of one instant, those of other engines' GPUs left out."""
         own = [sample for sample in samples if self._only_gpus is None or sample.uuid in self._only_gpus]
         with self._lock:
             if self._writer is not None and own:
-                self._writer.gpu({**format_line(own), "t": exact_seconds(t_ns)})
+                self._writer.gpu({**format_line(own), "t": _exact_seconds(t_ns)})
                 self.gpu_lines += 1
                 self._writer.scrape_ok(t_ns, "gpu", took_seconds)
 
     def host(self, t_ns: int, took_seconds: float, line: Mapping[str, Any]) -> None:
-        """Write what processes and disks have counted."""
+        """Write what its processes and the disks have counted."""
         with self._lock:
             if self._writer is not None:
-                self._writer.host({"t": exact_seconds(t_ns), **line})
+                self._writer.host({"t": _exact_seconds(t_ns), **line})
                 self._writer.scrape_ok(t_ns, "host", took_seconds)
 
     def learn(self, **fields: Any) -> None:
@@ -93,17 +94,19 @@ class EngineRecording:
         if new:
             self._update(new)
 
-    def learn_process(self, found: FoundEngine | None, pid: int | None, proc: str) -> None:
+    def learn_process(self, found: FoundEngine | None, pid: int | None, proc: str = "/proc") -> None:
         """Fill in what discovery and the engine's process tell."""
-        if pid is not None:
-            self.learn(engine_args=arguments_of(pid, proc), model=model_shape(pid, proc))
-        if found is not None:
-            gpus = self._meta.get("gpus")
-            one_rank = gpus is not None and found.data_parallel == 1
-            self.learn(engine_version=found.version, gpus_per_replica=len(gpus) if one_rank else None)
+        gpus = self._meta.get("gpus")
+        has_one_rank = found is not None and found.data_parallel == 1 and gpus is not None
+        self.learn(
+            engine_version=None if found is None else found.version,
+            gpus_per_replica=len(gpus) if has_one_rank else None,
+            engine_args=None if pid is None else arguments_of(pid, proc),
+            model=None if pid is None else model_shape(pid, proc),
+        )
 
     def close(self, t_ns: int) -> None:
-        """Write when it ended and close the files; what a thread still brings is left out."""
+        """Write when it ended, and close the files; what a thread brings later is left out."""
         with suppress(RecordingError):  # on a full disk meta.json stays as it was
             self._update({"recorded": {**self._meta["recorded"], "end": t_ns / 1e9}})
         with self._lock:
@@ -118,13 +121,33 @@ class EngineRecording:
                 self._writer.update_meta(**fields)
 
 
-def exact_seconds(t_ns: int) -> Decimal:
-    """Unix seconds to the nanosecond."""
-    return Decimal(t_ns).scaleb(-9)
+def meta_of(name: str, target: str, about: About, gpus: Mapping[str, GpuSample], begun_ns: int) -> dict[str, Any]:
+    """What meta.json tells at the start of a recording; `gpus` are those of the host, by UUID."""
+    own = None
+    if about.gpus is not None:
+        samples = [(uuid, gpus.get(uuid)) for uuid in about.gpus]
+        own = [
+            {"uuid": uuid} if sample is None else {"index": sample.index, "uuid": uuid, "name": sample.name}
+            for uuid, sample in samples
+        ]
+    return {
+        "name": name,
+        "engine": "vllm",
+        "engine_version": None,
+        "engine_args": None,
+        "model": None,
+        "gpus": own,
+        "gpus_per_replica": about.per_replica,
+        "mapping": about.mapping,
+        "labels": dict(about.labels),
+        "target": target,
+        "recorded_by": f"kvtally {__version__}",
+        "recorded": {"start": begun_ns / 1e9, "end": None},
+    }
 
 
 def folder_names(targets: Sequence[str]) -> list[str]:
-    """A folder's name for each target: its own, with "-" for whatever is no part of a plain name, and no two alike."""
+    """A folder's name for each target: its own, with "-" for whatever a plain name does not hold, and no two alike."""
     names: list[str] = []
     for target in targets:
         plain = re.sub(r"[^\w.-]+", "-", target).strip("-.")[:100] or "engine"
@@ -134,3 +157,7 @@ def folder_names(targets: Sequence[str]) -> list[str]:
             name = f"{plain}-{number}"
         names.append(name)
     return names
+
+
+def _exact_seconds(t_ns: int) -> Decimal:
+    return Decimal(t_ns).scaleb(-9)

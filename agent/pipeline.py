@@ -10,11 +10,12 @@ from kvtally.agent.ledger.append import Closed
 from kvtally.agent.ledger.errors import LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from kvtally.collectors.base import Reading, Scrape
 
 Key = tuple[str, str]
+UNWRITTEN_MAX = 1000
 
 
 class Writer(Protocol):
@@ -62,6 +63,9 @@ class Pipeline:
         self._sources: dict[Key, str] = {}
         self._missed: dict[Key, int] = {}
         self._down: dict[str, tuple[int, str]] = {}  # source -> when it first failed, and why
+        # of ticks that could not be written
+        self._unopened: dict[Key, Closed] = {}
+        self._unwritten: list[Finding] = []
 
     @property
     def states(self) -> Mapping[Key, State]:
@@ -70,57 +74,70 @@ class Pipeline:
 
     def tick(self, scrapes: Sequence[Scrape], extra: Sequence[Finding] = ()) -> Tick:
         """Close one interval for every target that was read, and write them in one transaction."""
-        closed: list[Closed] = []
-        findings = list(extra)
-        recovered: list[str] = []
+        closed = list(self._unopened.values())
+        once = [*self._unwritten, *extra]
+        gaps: dict[str, Finding] = {}
+        states = {_key(one.reading): one.state for one in closed}
         for scrape in scrapes:
             if scrape.outcome != "ok":
                 self._failed(scrape)
                 continue
             if scrape.source in self._down:
-                findings.append(self._gap(scrape))
-                recovered.append(scrape.source)
-            seen = set()
-            for reading in map(self._described, scrape.readings):
-                key = (reading.kind, reading.name)
-                seen.add(key)
-                one = self._close(key, reading, scrape, findings)
-                if one is not None:
-                    closed.append(one)
-            for key, source in self._sources.items():
-                if source == scrape.source and key not in seen:
-                    self._missed[key] = self._missed.get(key, 0) + 1
+                gaps[scrape.source] = self._gap(scrape)
+            closed += self._closed(scrape, states, once)
+        findings = [*once, *gaps.values()]
         if not closed and not findings:
             return Tick((), ())
         try:
             self._writer.append(closed, findings)
         except LedgerError as error:
-            for one in closed:
-                key = (one.reading.kind, one.reading.name)
-                self._missed[key] = self._missed.get(key, 0) + 1
+            self._keep(closed, once)
             return Tick((), (), error)
-        for one in closed:
-            key = (one.reading.kind, one.reading.name)
-            self._states[key] = one.state
+        self._unopened, self._unwritten = {}, []
+        self._states |= states
+        for key in states:
             self._missed.pop(key, None)
-        for source in recovered:
+        for source in gaps:
             del self._down[source]
         return Tick(tuple(closed), tuple(findings))
+
+    def _closed(self, scrape: Scrape, states: dict[Key, State], findings: list[Finding]) -> Iterator[Closed]:
+        """Close what a scrape read; `states` are those of this tick, which go before the ones that are written."""
+        seen: set[Key] = set()
+        for reading in map(self._described, scrape.readings):
+            key = _key(reading)
+            seen.add(key)
+            one = self._close(key, reading, scrape, states.get(key) or self._states.get(key), findings)
+            if one is not None:
+                states[key] = one.state
+                yield one
+        for key, source in self._sources.items():
+            if source == scrape.source and key not in seen:
+                self._missed[key] = self._missed.get(key, 0) + 1
+
+    def _keep(self, closed: Iterable[Closed], once: Sequence[Finding]) -> None:
+        """Keep what the next tick could not find again: first scrapes, and findings that are made once."""
+        for one in closed:
+            key = _key(one.reading)
+            if one.interval is None:
+                self._unopened[key] = one
+            else:
+                self._missed[key] = self._missed.get(key, 0) + 1
+        self._unwritten = [*once[:UNWRITTEN_MAX]]
 
     def skip(self, by_ns: int, finding: Finding) -> None:
         """Leave out a step of the clock: every open interval starts after it. LedgerError if it cannot be written."""
         self._writer.skip(by_ns, finding)
-        self._states = {
-            key: state._replace(taken_at_ns=state.taken_at_ns + by_ns) for key, state in self._states.items()
-        }
+        self._states = {key: _later(state, by_ns) for key, state in self._states.items()}
+        self._unopened = {key: one._replace(state=_later(one.state, by_ns)) for key, one in self._unopened.items()}
 
-    def _close(self, key: Key, reading: Reading, scrape: Scrape, findings: list[Finding]) -> Closed | None:
-        previous = self._states.get(key)
+    def _close(
+        self, key: Key, reading: Reading, scrape: Scrape, previous: State | None, findings: list[Finding]
+    ) -> Closed | None:
         new = key not in self._sources
         self._sources[key] = scrape.source
         if previous is None:
-            since = self._down.get(scrape.source, (self._started_ns, ""))[0]
-            first = born(reading, scrape.taken_at_ns, min(since, self._started_ns))
+            first = born(reading, scrape.taken_at_ns, self._started_ns)
             if first is None:
                 return Closed(reading, None, opened(reading, scrape.taken_at_ns))
             return Closed(reading, *first)
@@ -155,6 +172,14 @@ class Pipeline:
             f"{scrape.source} could not be read for {(scrape.taken_at_ns - since_ns) / 1e9:.1f} s ({reason}); "
             "counters are cumulative, so the interval across it holds what was counted",
         )
+
+
+def _later(state: State, by_ns: int) -> State:
+    return state._replace(taken_at_ns=state.taken_at_ns + by_ns)
+
+
+def _key(reading: Reading) -> Key:
+    return reading.kind, reading.name
 
 
 def _out_of_order(key: Key, taken_at_ns: int, before_ns: int) -> Finding:

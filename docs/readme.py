@@ -28,4 +28,4 @@ def page(readme: str, shown: str) -> str:
 
 
 if __name__ == "__main__":
-    print(page(README.read_text(), demo()), end="")  # noqa: T201  # printing is what it is for
+    print(page(README.read_text(), demo()), end="")

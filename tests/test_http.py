@@ -118,11 +118,10 @@ def endpoint(server: Server, path: str = "/metrics", **options: object) -> Itera
 
 
 def failure(server: Server, path: str = "/metrics", **options: object) -> CollectError:
-    with server, endpoint(server, path, **options) as client, pytest.raises(CollectError) as caught:
-        try:
+    with server, endpoint(server, path, **options) as client:
+        with pytest.raises(CollectError) as caught:
             client.get()
-        finally:
-            assert client._stream is None
+        assert client._stream is None
     return caught.value
 
 

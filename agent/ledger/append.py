@@ -63,11 +63,16 @@ _HOUR = {kind: hour_sql(kind) for kind in KINDS}
 _SUMMED = {
     kind: tuple(at for at, name in enumerate(quantity_columns(kind)) if name in sum_columns(kind)) for kind in KINDS
 }
-_FIRST_STATE = "INSERT INTO counter_state (taken_at_ns, target_id, state, kind, name) VALUES (?, ?, ?, ?, ?)"
-# the guard on taken_at_ns refuses a second writer: it would count the same difference twice
+# a first state where there is one already, or another taken_at_ns than ours, is a second writer's: it would count
+# the same difference twice, or leave one out
+_FIRST_STATE = (
+    "INSERT INTO counter_state (taken_at_ns, target_id, state, kind, name) VALUES (?, ?, ?, ?, ?) "
+    "ON CONFLICT (kind, name) DO NOTHING"
+)
 _NEXT_STATE = (
     "UPDATE counter_state SET taken_at_ns = ?, target_id = ?, state = ? WHERE kind = ? AND name = ? AND taken_at_ns = ?"
 )
+_LARGEST = 2**63 - 1
 _FINDING = "INSERT OR IGNORE INTO finding (kind, severity, target, start_ns, end_ns, message) VALUES (?, ?, ?, ?, ?, ?)"
 
 
@@ -102,6 +107,15 @@ def decoded(kind: Kind, taken_at_ns: int, text: str, detail_names: Sequence[str]
     )
 
 
+def _storable(closed: Closed) -> Closed:
+    """The same with what SQLite's integers cannot hold as unknown."""
+    interval = closed.interval
+    if interval is None:
+        return closed
+    values = tuple(None if value is None or abs(value) > _LARGEST else value for value in interval.values)
+    return closed._replace(interval=interval._replace(values=values))
+
+
 class LedgerWriter:
     """Appends to one SQLite ledger over one connection."""
 
@@ -129,8 +143,15 @@ class LedgerWriter:
         """Write a tick whole or not at all.
 
         LedgerError if it could not be written: the caller keeps the states that it had, and its next interval
-        covers this one too.
+        covers this one too. A difference beyond 64 bits, which only a page that lies can tell, is unknown.
         """
+        batch, findings = tuple(batch), tuple(findings)
+        try:
+            self._write(batch, findings)
+        except OverflowError:
+            self._write([_storable(closed) for closed in batch], findings)
+
+    def _write(self, batch: Iterable[Closed], findings: Iterable[Finding]) -> None:
         execute = self._connection.execute
         try:
             execute("BEGIN IMMEDIATE")
@@ -168,16 +189,16 @@ class LedgerWriter:
         execute = self._connection.execute
         target_id = self._target_id(reading, state.detail_names)
         text = encoded(kind, state)
+        about = (state.taken_at_ns, target_id, text, kind, name)
         if interval is None or interval.start_ns == interval.began_ns:
-            execute("DELETE FROM counter_state WHERE kind = ? AND name = ?", (kind, name))
-            execute(_FIRST_STATE, (state.taken_at_ns, target_id, text, kind, name))
+            moved = execute(_FIRST_STATE, about)
         else:
-            moved = execute(_NEXT_STATE, (state.taken_at_ns, target_id, text, kind, name, interval.start_ns))
-            if moved.rowcount != 1:
-                raise LedgerUnreachable(
-                    f"{self._path}: somebody else wrote counters of {kind}/{name}",
-                    "only one `kvtally run` may write a ledger; restart this one",
-                )
+            moved = execute(_NEXT_STATE, (*about, interval.start_ns))
+        if moved.rowcount != 1:
+            raise LedgerUnreachable(
+                f"{self._path}: somebody else wrote counters of {kind}/{name}",
+                "only one `kvtally run` may write a ledger; restart this one",
+            )
         if interval is not None:
             head = (interval.end_ns - interval.start_ns, interval.missed, interval.flags)
             values = interval.values

@@ -8,14 +8,14 @@ import sqlite3
 from typing import IO
 
 from kvtally.agent.ledger.columns import HEAD_REVISION
-from kvtally.agent.ledger.errors import LedgerBusy, LedgerRevision, LedgerUnreachable, explained
+from kvtally.agent.ledger.errors import LedgerBusy, LedgerError, LedgerRevision, LedgerUnreachable, explained
 
 SQLITE = "sqlite:///"
 
 
 def file_of(url: str) -> str:
     """The file of a SQLite URL; LedgerUnreachable for any other."""
-    if not url.startswith(SQLITE) or len(url) == len(SQLITE):
+    if not url.startswith(SQLITE) or url[len(SQLITE) :] in {"", ":memory:"}:
         scheme = url.split(":", 1)[0]
         raise LedgerUnreachable(
             f"{scheme}: no ledger that this version can write",
@@ -25,7 +25,10 @@ def file_of(url: str) -> str:
 
 
 def connect(path: str, busy_seconds: float = 2.0) -> sqlite3.Connection:
-    """Open the file for writing in WAL mode; LedgerError says what is wrong with it."""
+    """Open the file for writing in WAL mode; LedgerError says what is wrong with it.
+
+    What is not a ledger, or one of a newer kvtally, stays as it is, byte for byte.
+    """
     folder = os.path.dirname(path) or "."  # noqa: PTH120  # as above
     try:
         os.makedirs(folder, mode=0o750, exist_ok=True)  # noqa: PTH103  # as above
@@ -36,6 +39,7 @@ def connect(path: str, busy_seconds: float = 2.0) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise explained(path, error) from error
     try:
+        is_current(connection, path)
         connection.execute("PRAGMA journal_mode=WAL").fetchone()
         connection.execute("PRAGMA synchronous=NORMAL")
         # half a MiB of pages is more than one transaction touches
@@ -44,6 +48,9 @@ def connect(path: str, busy_seconds: float = 2.0) -> sqlite3.Connection:
     except sqlite3.Error as error:
         connection.close()
         raise explained(path, error) from error
+    except LedgerError:
+        connection.close()
+        raise
     return connection
 
 

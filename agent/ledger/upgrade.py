@@ -7,9 +7,11 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import URL
 from sqlalchemy.exc import DatabaseError
 
-from kvtally.agent.ledger.errors import explained
+from kvtally.agent.ledger.errors import LedgerRevision, explained
 from kvtally.agent.ledger.place import connect, file_of, is_current
 
 
@@ -20,10 +22,13 @@ def upgrade(url: str) -> bool:
         if is_current(connection, path):
             return False
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
-    config.attributes["url"] = f"sqlite:///{path}"
+    # the parser of its settings would read a % in a path as its own
+    config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations").replace("%", "%%"))
+    config.attributes["url"] = URL.create("sqlite", database=path)
     try:
         command.upgrade(config, "head")
     except DatabaseError as error:
         raise explained(path, Exception(str(error.orig))) from error
+    except CommandError as error:
+        raise LedgerRevision(f"{path}: {error}", "no kvtally wrote this revision; restore a copy") from error
     return True
