@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
-from kvtally.agent.costing import joined, law_of, replica_facts, unheld_facts
+from kvtally.agent.costing import law_of, replica_facts
 from kvtally.agent.facts import WORK, EngineRow, Evidence, Facts, Line, Replica
+from kvtally.agent.finding import Finding
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.read import LedgerReader, Target, replica_of
 from kvtally.agent.split import Split
+from kvtally.agent.unheld import joined, unheld_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from kvtally.agent.price import Rate, Term
     from kvtally.agent.rates import RateBook
+
+
+_NO_WORK: Mapping[str, int | None] = dict.fromkeys(WORK, 0)  # of an hour in which no interval began: known, and nothing
+_T = TypeVar("_T", bound="EngineRow | tuple[int, int]")
 
 
 class Window(NamedTuple):
@@ -56,13 +63,24 @@ def facts_of(
 ) -> list[Facts]:
     """Facts of every replica, and of GPUs that none holds, hour by hour over the window."""
     targets = reader.targets()
-    whole_from = window.start_ns if on_hour(window.start_ns) else hour_of(window.start_ns) + HOUR_NS
-    whole_to = hour_of(window.end_ns)
+    whole_from, whole_to = _whole_from(reader, window.start_ns), hour_of(window.end_ns)
     settled = reader.settlements(whole_from, whole_to) if use_settled and whole_from < whole_to else {}
     facts = _settled_facts(reader, settled, targets)
     for start_ns, end_ns in _gaps(window, sorted(settled)):
         facts += _raw_facts(reader, Window(start_ns, end_ns), book, payment, targets)
     return sorted(facts, key=lambda one: (one.period_ns, one.replica.target_id if one.replica else 0))
+
+
+def _whole_from(reader: LedgerReader, start_ns: int) -> int:
+    """The first hour whose settlement may serve a window from `start_ns` on.
+
+    An interval that began before a start inside an hour belongs, whole, to the window before; a settled hour that it
+    reaches into holds a part of it.
+    """
+    if on_hour(start_ns):
+        return start_ns
+    crossing = [row.end_ns for row in reader.engine_rows(start_ns, start_ns + 1) if row.start_ns < start_ns]
+    return hour_of(max(crossing, default=start_ns) - 1) + HOUR_NS
 
 
 def _gaps(window: Window, hours: Sequence[int]) -> list[tuple[int, int]]:
@@ -81,58 +99,96 @@ def _raw_facts(
     reader: LedgerReader, window: Window, book: RateBook, payment: Payment, targets: Mapping[int, Target]
 ) -> list[Facts]:
     start_ns, end_ns = window
+    near = list(reader.engine_rows(start_ns, end_ns))
     rows: dict[int, list[EngineRow]] = {}
-    for row in reader.engine_rows(start_ns, end_ns):
+    for row in near:
         # an unaligned window takes whole intervals; one on the hour is cut there, as settled hours are
         if row.start_ns >= start_ns or on_hour(start_ns):
             rows.setdefault(row.target_id, []).append(row)
-    evidence = reader.evidence(start_ns, end_ns, targets)
-    host_gpus = len(evidence.present) or None
+    # an interval's time by state does not depend on the window that asks for it
+    first_ns = min([start_ns, *(row.start_ns for row in near)])
+    evidence = reader.evidence(first_ns, max([end_ns, *(row.end_ns for row in near)]), targets)
     facts: list[Facts] = []
-    held: dict[str, list[tuple[int, int]]] = {}
+    host_gpus: dict[int, int | None] = {}
     for target_id, own in sorted(rows.items()):
         replica = replica_of(targets[target_id])
         law = law_of(replica, own, evidence)
         last_ns = end_ns if on_hour(end_ns) else own[-1].end_ns
-        hour = hour_of(max(own[0].start_ns, start_ns))
-        while hour < last_ns:
+        for hour in range(hour_of(max(own[0].start_ns, start_ns)), last_ns, HOUR_NS):
             period = (max(hour, start_ns), min(hour + HOUR_NS, last_ns))
-            inside = [row for row in own if row.start_ns < period[1] and row.end_ns > period[0]]
+            inside = _overlapping(own, *period)
+            if hour not in host_gpus:
+                host_gpus[hour] = sum(bool(_overlapping(gpu.spans, *period)) for gpu in evidence.present) or None
             if inside:
-                facts.append(replica_facts(replica, inside, evidence, book, period, start_ns, law, host_gpus))
-            hour += HOUR_NS
-        for uuid in replica.gpus or ():
-            held.setdefault(uuid, []).extend((row.start_ns, row.end_ns) for row in own)
-    unmapped = any(replica_of(targets[target_id]).gpus is None for target_id in rows)
-    if not unmapped:
-        # with an engine whose GPUs are unknown, a GPU that seems free may be its own
-        facts += _unheld(evidence, held, book, payment, window)
-    return facts
+                one = replica_facts(replica, inside, evidence, book, period, start_ns, law, host_gpus[hour])
+                facts.append(one if any(row.start_ns >= period[0] for row in inside) else one._replace(work=_NO_WORK))
+    return facts + _unheld(reader, window, near, evidence, targets, book, payment)
+
+
+def _overlapping(spans: Sequence[_T], start_ns: int, end_ns: int) -> Sequence[_T]:
+    """Those of `spans`, which follow on each other, that overlap [start_ns, end_ns)."""
+    first = bisect_right(spans, start_ns, key=_end)
+    return spans[first : bisect_left(spans, end_ns, lo=first, key=_start)]
+
+
+def _start(span: EngineRow | tuple[int, int]) -> int:
+    return span.start_ns if isinstance(span, EngineRow) else span[0]
+
+
+def _end(span: EngineRow | tuple[int, int]) -> int:
+    return span.end_ns if isinstance(span, EngineRow) else span[1]
 
 
 def _unheld(
+    reader: LedgerReader,
+    window: Window,
+    near: Sequence[EngineRow],
     evidence: Evidence,
-    held: Mapping[str, Sequence[tuple[int, int]]],
+    targets: Mapping[int, Target],
     book: RateBook,
     payment: Payment,
-    window: Window,
 ) -> list[Facts]:
     """GPUs while no replica held them, one entry per product and hour."""
+    start_ns, end_ns = window
+    # a GPU interval counts as held if an engine's lies within its own length of it
+    slack_ns = max((end - start for gpu in evidence.present for start, end in gpu.spans), default=0)
+    if not slack_ns:
+        return []
+    spans: dict[str, list[tuple[int, int]]] = {}
+    unmapped: list[tuple[int, int]] = []
+    before, after = reader.engine_rows(start_ns - slack_ns, start_ns), reader.engine_rows(end_ns, end_ns + slack_ns)
+    for row in (*before, *near, *after):
+        gpus = replica_of(targets[row.target_id]).gpus
+        if gpus is None:
+            unmapped.append((row.start_ns, row.end_ns))
+        for uuid in gpus or ():
+            spans.setdefault(uuid, []).append((row.start_ns, row.end_ns))
+    held = {uuid: _joined_spans(own) for uuid, own in spans.items()}
+    unmapped = _joined_spans(unmapped)
     facts: list[Facts] = []
-    for hour in range(hour_of(window.start_ns), window.end_ns, HOUR_NS):
-        period = (max(hour, window.start_ns), min(hour + HOUR_NS, window.end_ns))
+    for hour in range(hour_of(start_ns), end_ns, HOUR_NS):
+        period = (max(hour, start_ns), min(hour + HOUR_NS, end_ns))
+        if _overlapping(unmapped, *period):
+            continue  # a GPU that seems free may be that engine's own
         alike: dict[str, list[Facts]] = {}
         for gpu in evidence.present:
-            near = [
-                span
-                for span in held.get(gpu.uuid, ())
-                if span[0] < period[1] + HOUR_NS and span[1] > period[0] - HOUR_NS
-            ]
-            free = unheld_facts(gpu, near, book, period, payment.term, payment.site)
+            seen = gpu._replace(spans=tuple(_overlapping(gpu.spans, *period)))
+            free = unheld_facts(seen, held.get(gpu.uuid, ()), book, period, payment.term, payment.site)
             if free is not None:
                 alike.setdefault(gpu.sku, []).append(free)
         facts += [joined(group) for _, group in sorted(alike.items())]
     return facts
+
+
+def _joined_spans(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans joined where they touch or overlap."""
+    union: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if union and start <= union[-1][1]:
+            union[-1] = (union[-1][0], max(union[-1][1], end))
+        else:
+            union.append((start, end))
+    return union
 
 
 def _settled_facts(
@@ -154,12 +210,12 @@ def _settled_facts(
         for entry in body["facts"]:
             target_id = entry["target_id"]
             replica: Replica | None = None if target_id is None else replica_of(targets[target_id])
-            row = sums.get((hour, target_id), {}) if target_id is not None else {}
+            row = sums.get((hour, target_id), _NO_WORK)
             facts.append(
                 Facts(
                     replica,
                     hour,
-                    {name: row.get(name) for name in WORK},
+                    {} if target_id is None else {name: row[name] for name in WORK},
                     entry["state_ns"],
                     tuple(lines.get((hour, target_id, entry["sku"]), ())) if entry["priced"] else None,
                     Split(*entry["split"]) if entry["split"] else None,
@@ -167,6 +223,7 @@ def _settled_facts(
                     entry["end_ns"],
                     entry["covered_ns"],
                     entry["modelled"],
+                    tuple(Finding(*finding) for finding in entry["findings"]),
                 )
             )
     return facts

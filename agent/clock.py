@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ class LedgerClock:
 
     Set forward, it follows at the next tick: the interval that is open closes where its own duration ends, and the
     skipped time belongs to no interval. Set back, it goes on from where it was: time that the ledger has already
-    is never written twice; when the wall clock has caught up, it follows again.
+    is never written twice; when the wall clock has caught up, it follows again. Any thread may ask for the time.
     """
 
     def __init__(
@@ -36,17 +37,24 @@ class LedgerClock:
         self._now = max(wall_ns(), floor_ns + 1)
         self._behind = self._now > wall_ns() + STEP_NS
         self._finding: Finding | None = self._set_back(self._now) if self._behind else None
-        self._skip = 0
+        self._skip = self._offered = 0
+        self._lock = threading.Lock()
 
     def now_ns(self) -> int:
         """The ledger's time. A step forward is not in it until `follow`."""
+        with self._lock:
+            return self._advance()
+
+    def _advance(self) -> int:
         steady = self._steady_ns()
         passed = steady - self._steady
         self._steady = steady
         expected = self._now + passed
         wall = self._wall_ns()
+        self._skip = 0
         if wall - expected > STEP_NS:
             self._skip = wall - expected
+            self._behind = False
             self._now = expected
         elif expected - wall > STEP_NS:
             if not self._behind:
@@ -62,22 +70,26 @@ class LedgerClock:
     @property
     def step(self) -> tuple[int, Finding] | None:
         """A step forward that waits to be followed: its length, and what to write about it."""
-        if not self._skip:
+        with self._lock:
+            skip, now = self._skip, self._now
+            self._offered = skip
+        if not skip:
             return None
-        return self._skip, Finding(
+        return skip, Finding(
             "clock_set_forward",
             "warning",
             "",
-            self._now,
-            self._now + self._skip,
-            f"the clock was set forward by {self._skip / 1e9:.0f} s at {utc_text(self._now)}: no interval covers the "
-            "skipped time, and nothing is charged for it",
+            now,
+            now + skip,
+            f"the clock was set forward by {skip / 1e9:.0f} s at {utc_text(now)}: no interval covers the skipped time, "
+            "and nothing is charged for it",
         )
 
     def follow(self) -> None:
-        """Go with the step, once the ledger has it."""
-        self._now += self._skip
-        self._skip = 0
+        """Go with the step that was told last, once the ledger has it."""
+        with self._lock:
+            self._now += self._offered
+            self._skip = self._offered = 0
 
     def take_finding(self) -> Finding | None:
         """What is to be told about a clock that was set back, once."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
-from kvtally.agent.facts import WORK, EngineRow, Evidence, Facts, GpuPresence, Line, Replica
+from kvtally.agent.facts import WORK, EngineRow, Evidence, Facts, Line, Replica
 from kvtally.agent.finding import Finding
-from kvtally.agent.price import Rate
 from kvtally.agent.rates import PriceGap, RateBook, charge_nano
 from kvtally.agent.split import Slice, fit
 from kvtally.agent.states import STATES, EngineTime, engine_time
@@ -15,7 +15,7 @@ from kvtally.agent.states import STATES, EngineTime, engine_time
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from kvtally.agent.price import Resource, Term
+    from kvtally.agent.price import Rate, Resource, Term
     from kvtally.agent.split import Split
 
 CPU_HOST = "cpu-host"
@@ -49,7 +49,7 @@ class _Piece:
         self.row = row
         self.start_ns, self.end_ns = max(row.start_ns, start_ns), min(row.end_ns, end_ns)
         self.modelled = time.modelled
-        whole = {state: getattr(time, state) for state in STATES}
+        whole: dict[str, int] = {state: getattr(time, state) for state in STATES}
         self.state_ns = apportioned(self.end_ns - self.start_ns, whole)
 
     def within(self, start_ns: int, end_ns: int) -> dict[str, int]:
@@ -97,6 +97,7 @@ def replica_facts(
     rows: Sequence[EngineRow],
     evidence: Evidence,
     book: RateBook,
+    *,
     period_ns: tuple[int, int],
     tokens_from_ns: int,
     split: Split | None = None,
@@ -115,7 +116,7 @@ def replica_facts(
             for name, value in zip(WORK, row.work(), strict=True):
                 if value is not None:
                     work[name] = (work[name] or 0) + value
-    state_ns = {state: sum(piece.state_ns[state] for piece in pieces) for state in STATES}
+    state_ns: dict[str, int] = {state: sum(piece.state_ns[state] for piece in pieces) for state in STATES}
     lines, findings = _lines(replica, pieces, evidence, book, host_gpus)
     return Facts(
         replica,
@@ -156,29 +157,44 @@ def _spans(pieces: Iterable[_Piece]) -> list[tuple[int, int]]:
     return spans
 
 
-class _Holding:
-    """A resource that a replica holds all the time."""
+class _Holding(NamedTuple):
+    """A resource that a replica holds in a span of time."""
 
-    def __init__(self, resource: Resource, sku: str, quantity: Fraction | int) -> None:
-        self.resource, self.sku, self.quantity = resource, sku, quantity
+    resource: Resource
+    sku: str
+    quantity: Fraction | int
+    span: tuple[int, int]
 
 
-def _holdings(replica: Replica, book: RateBook, at_ns: int, host_gpus: int | None) -> list[_Holding]:
+def _holdings(replica: Replica, book: RateBook, span: tuple[int, int], host_gpus: int | None) -> list[_Holding]:
     count = replica.gpu_count
     if count is None:
         return []
     held: list[_Holding] = []
     if count:
-        held.append(_Holding("gpu", replica.sku or "", count))
-        if book.select("server", GPU_HOST, replica.term, replica.site, at_ns):
-            held.append(_Holding("server", GPU_HOST, Fraction(count, max(host_gpus or count, count))))
+        held.append(_Holding("gpu", replica.sku or "", count, span))
+        share = Fraction(count, max(host_gpus or count, count))
+        held += [_Holding("server", GPU_HOST, share, part) for part in _host_priced(replica, book, span)]
     else:
-        held.append(_Holding("server", CPU_HOST, 1))
+        held.append(_Holding("server", CPU_HOST, 1, span))
     if replica.dram_gib:
-        held.append(_Holding("dram", "", replica.dram_gib))
+        held.append(_Holding("dram", "", replica.dram_gib, span))
     if replica.storage_tib:
-        held.append(_Holding("storage", "", replica.storage_tib))
+        held.append(_Holding("storage", "", replica.storage_tib, span))
     return held
+
+
+def _host_priced(replica: Replica, book: RateBook, span: tuple[int, int]) -> list[tuple[int, int]]:
+    """Where in a span the host of GPUs has a price of its own; elsewhere it is inside theirs."""
+    edges = {
+        edge for rate in book.rates if rate.resource == "server" for edge in (rate.valid_from_ns, rate.valid_until_ns)
+    }
+    inside = sorted(edge for edge in edges if edge is not None and span[0] < edge < span[1])
+    return [
+        part
+        for part in pairwise([span[0], *inside, span[1]])
+        if book.select("server", GPU_HOST, replica.term, replica.site, part[0]) is not None
+    ]
 
 
 def _lines(
@@ -189,35 +205,54 @@ def _lines(
     first, last = pieces[0].start_ns, pieces[-1].end_ns
     where = f"engine/{replica.name}"
     if replica.gpus is None or (replica.gpus and replica.sku is None):
-        why = replica.mapping or "nothing says which GPUs this engine holds"
-        message = (
-            f"replica mapping unknown ({why}): tokens and seconds are shown, money is not. Write in kvtally.toml: "
-            f'[[engine]] url = "http://{replica.name.rsplit("/", 1)[0]}/metrics"  gpus = ["GPU-…"]'
-        )
-        return None, (Finding("replica_mapping_unknown", "warning", where, first, last, message),)
+        return None, (Finding("replica_mapping_unknown", "warning", where, first, last, _unmapped(replica)),)
     lines: list[Line] = []
+    unmetered: list[tuple[int, int]] = []
     try:
         for span in _spans(pieces):
             inside = [piece for piece in pieces if span[0] <= piece.start_ns < span[1]]
-            for held in _holdings(replica, book, span[0], host_gpus):
-                lines += _held_lines(held, replica, inside, span, book)
+            for held in _holdings(replica, book, span, host_gpus):
+                lines += _held_lines(held, replica, inside, book)
             if replica.term == "owned" and replica.gpus:
-                lines += _energy_lines(replica, inside, span, evidence, book)
+                metered = _energy_lines(replica, inside, span, evidence, book)
+                lines += metered
+                unmetered += [] if metered else [span]
     except PriceGap as gap:
         return None, (Finding("no_rate", "warning", where, first, last, str(gap)),)
-    return _joined(lines), ()
+    if not unmetered:
+        return joined_lines(lines), ()
+    seconds = sum(end - start for start, end in unmetered) / 1e9
+    message = (
+        f"nothing metered the energy of this engine's own GPUs for {seconds:.0f} s: it is not in the cost; "
+        "`kvtally doctor` says what NVML lacks"
+    )
+    found = Finding("energy_unknown", "warning", where, unmetered[0][0], unmetered[-1][1], message)
+    return joined_lines(lines), (found,)
 
 
-def _held_lines(
-    held: _Holding, replica: Replica, pieces: Sequence[_Piece], span: tuple[int, int], book: RateBook
-) -> list[Line]:
+def _unmapped(replica: Replica) -> str:
+    """Why an engine has no money, and what to do."""
+    shown = "tokens and seconds are shown, money is not"
+    if replica.gpus:
+        return (
+            f"replica mapping unknown (no driver here shows {replica.gpus[0]}, so its product is unknown): {shown}. "
+            "Compare `gpus` in kvtally.toml with `nvidia-smi -L`"
+        )
+    why = replica.mapping or "nothing says which GPUs this engine holds"
+    return (
+        f"replica mapping unknown ({why}): {shown}. Write in kvtally.toml: "
+        f'[[engine]] url = "http://{replica.name.partition("/")[0]}/metrics"  gpus = ["GPU-…"]'
+    )
+
+
+def _held_lines(held: _Holding, replica: Replica, pieces: Sequence[_Piece], book: RateBook) -> list[Line]:
     term, site = replica.term, replica.site
     lines: list[Line] = []
     asked = (held.resource, held.sku, term, site)
-    for part in book.stretches(*asked, start_ns=span[0], end_ns=span[1]):
+    for part in book.stretches(*asked, start_ns=held.span[0], end_ns=held.span[1]):
         amount = charge_nano(book, *asked, quantity=held.quantity, start_ns=part.start_ns, end_ns=part.end_ns)
         cuts = [piece.within(part.start_ns, part.end_ns) for piece in pieces]
-        state_ns = {state: sum(cut[state] for cut in cuts) for state in STATES}
+        state_ns: dict[str, int] = {state: sum(cut[state] for cut in cuts) for state in STATES}
         amounts = apportioned(amount, state_ns)
         lines += [
             Line(
@@ -244,16 +279,14 @@ def _energy_lines(
     if not used or len(used) < len(replica.gpus or ()):
         return []
     energy_mj = round(sum(used))
-    weights = {state: sum(piece.state_ns[state] for piece in pieces) for state in STATES}
+    weights: dict[str, int] = {state: sum(piece.state_ns[state] for piece in pieces) for state in STATES}
     lines: list[Line] = []
     kwh = Fraction(energy_mj, 3_600_000_000)
     asked: tuple[Resource, str, Term, str] = ("energy", "", replica.term, replica.site)
     for part in book.stretches(*asked, start_ns=span[0], end_ns=span[1]):
-        amount = charge_nano(
-            book, *asked, quantity=kwh, start_ns=part.start_ns, end_ns=part.end_ns, used_over_ns=span
-        )
-        share = energy_mj * (part.end_ns - part.start_ns) // (span[1] - span[0])
-        amounts, energies = apportioned(amount, weights), apportioned(share, weights)
+        amount = charge_nano(book, *asked, quantity=kwh, start_ns=part.start_ns, end_ns=part.end_ns, used_over_ns=span)
+        until, since = (energy_mj * (edge - span[0]) // (span[1] - span[0]) for edge in (part.end_ns, part.start_ns))
+        amounts, energies = apportioned(amount, weights), apportioned(until - since, weights)
         lines += [
             Line("energy", "", state, energies[state], "mj", part.rate, amounts[state])
             for state in STATES
@@ -262,8 +295,8 @@ def _energy_lines(
     return lines
 
 
-def _joined(lines: Iterable[Line]) -> tuple[Line, ...]:
-    """Lines of the same resource, state and rate as one."""
+def joined_lines(lines: Iterable[Line]) -> tuple[Line, ...]:
+    """Lines of the same resource, state and rate as one, in the order of their first."""
     sums: dict[tuple[str, str, str, str, Rate], list[int]] = {}
     first: dict[tuple[str, str, str, str, Rate], Line] = {}
     for line in lines:
@@ -273,66 +306,3 @@ def _joined(lines: Iterable[Line]) -> tuple[Line, ...]:
         total[0] += line.quantity
         total[1] += line.amount_nano
     return tuple(first[key]._replace(quantity=q, amount_nano=a) for key, (q, a) in sums.items())
-
-
-def unheld_facts(
-    gpu: GpuPresence,
-    held: Sequence[tuple[int, int]],
-    book: RateBook,
-    period_ns: tuple[int, int],
-    term: Term,
-    site: str,
-) -> Facts | None:
-    """A GPU in the time in which no replica held it; None where there is no such time.
-
-    `held` are the spans of all replicas that hold it. A GPU interval counts as held if one of them lies within its
-    own length of it: engines and GPUs are not read at the same moment.
-    """
-    free: list[tuple[int, int]] = []
-    for start_ns, end_ns in gpu.spans:
-        slack = end_ns - start_ns
-        low, high = max(start_ns, period_ns[0]), min(end_ns, period_ns[1])
-        if low < high and not any(a - slack < end_ns and start_ns < b + slack for a, b in held):
-            free.append((low, high))
-    if not free:
-        return None
-    where = f"gpu/{gpu.uuid}"
-    total_ns = sum(end - start for start, end in free)
-    lines: list[Line] | None = []
-    findings: tuple[Finding, ...] = ()
-    try:
-        for start_ns, end_ns in free:
-            for part in book.stretches("gpu", gpu.sku, term, site, start_ns=start_ns, end_ns=end_ns):
-                amount = charge_nano(
-                    book, "gpu", gpu.sku, term, site, quantity=1, start_ns=part.start_ns, end_ns=part.end_ns
-                )
-                length = part.end_ns - part.start_ns
-                lines.append(Line("gpu", gpu.sku, "unallocated", length, "gpu-ns", part.rate, amount))
-    except PriceGap as gap:
-        lines, findings = None, (Finding("no_rate", "warning", where, free[0][0], free[-1][1], str(gap)),)
-    return Facts(
-        None,
-        period_ns[0],
-        {},
-        {"unallocated": total_ns},
-        None if lines is None else _joined(lines),
-        None,
-        free[0][0],
-        free[-1][1],
-        float(total_ns),
-        False,
-        findings,
-    )
-
-
-def joined(group: Sequence[Facts]) -> Facts:
-    """Facts of several GPUs of one product that nobody held in the same period, as one."""
-    lines = [line for one in group for line in one.lines or ()]
-    return group[0]._replace(
-        state_ns={"unallocated": sum(one.state_ns["unallocated"] for one in group)},
-        lines=None if any(one.lines is None for one in group) else _joined(lines),
-        start_ns=min(one.start_ns for one in group),
-        end_ns=max(one.end_ns for one in group),
-        covered_ns=sum(one.covered_ns for one in group),
-        findings=tuple(finding for one in group for finding in one.findings),
-    )

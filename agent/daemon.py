@@ -9,6 +9,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from kvtally.agent.cadence import Cadence, Stop
 from kvtally.agent.child import Child
 from kvtally.agent.clock import LedgerClock
 from kvtally.agent.gather import Gatherer
@@ -43,7 +44,7 @@ class Daemon:
         self._config_path = config_path
         self._path = file_of(url)
         self._log = log
-        self._stop = threading.Event()
+        self._stop = Stop()
         self._child: Child | None = None
         self._look: threading.Thread | None = None
         self._found: Found | None = None
@@ -104,7 +105,7 @@ class Daemon:
             self._log.line(
                 "warning",
                 "no vLLM engine found yet; looking again every 10 s. Name one in kvtally.toml: [[engine]] url = …",
-                ports=f"{min(ports)}-{max(ports)}" if ports else "none",
+                ports=",".join(str(port) for port in ports),
             )
         count = None if found.gpu_indices is None else len(found.gpu_indices)
         self._log.line(
@@ -112,18 +113,12 @@ class Daemon:
         )
 
     def _loop(self, interval_seconds: float, *, once: bool) -> None:
-        began = time.monotonic()
-        ticks = 0
+        cadence = Cadence(interval_seconds)
         while True:
             self._tick()
-            if once and ticks:
-                return
             if self._stop.is_set():
                 return
-            # drift-free: the n-th tick is due at began + n intervals, whatever the ones before took
-            ticks = max(ticks + 1, int((time.monotonic() - began) / interval_seconds))
-            wait_seconds = began + ticks * interval_seconds - time.monotonic()
-            if self._stop.wait(max(0.0, wait_seconds)):
+            if cadence.wait(self._stop) or once:
                 # one last interval, so that what was counted until now is in the ledger
                 self._tick()
                 return

@@ -28,13 +28,11 @@ class EngineRecording:
 
     meta       what is known at the start, "target" and "recorded" in it; None for what may be learnt later
     only_gpus  UUIDs of the GPUs whose samples are kept; None: all
-    birth      what the page tells of the start of the engine's process; None before the first page
     """
 
     def __init__(self, folder: Path, meta: Mapping[str, Any], only_gpus: frozenset[str] | None = None) -> None:
         self.folder = folder
         self.target = str(meta["target"])
-        self.birth: bytes | None = None
         self.pages = self.failed_scrapes = self.gpu_lines = 0
         self._page_bytes = 0
         self._only_gpus = only_gpus
@@ -96,11 +94,11 @@ class EngineRecording:
 
     def learn_process(self, found: FoundEngine | None, pid: int | None, proc: str = "/proc") -> None:
         """Fill in what discovery and the engine's process tell."""
-        gpus = self._meta.get("gpus")
-        has_one_rank = found is not None and found.data_parallel == 1 and gpus is not None
+        gpus: list[Any] | None = self._meta.get("gpus")
+        has_one_rank = found is not None and found.data_parallel == 1
         self.learn(
             engine_version=None if found is None else found.version,
-            gpus_per_replica=len(gpus) if has_one_rank else None,
+            gpus_per_replica=len(gpus) if has_one_rank and gpus is not None else None,
             engine_args=None if pid is None else arguments_of(pid, proc),
             model=None if pid is None else model_shape(pid, proc),
         )

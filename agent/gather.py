@@ -58,10 +58,12 @@ class Gatherer:
         """Take these sources from the next tick on; `prompt` ones answer at once or fail."""
         self._inline = list(prompt)
         wanted = {collector.source: collector for collector in may_hang}
-        if len(wanted) == 1:
+        if len(wanted) == 1 and not any(worker.busy for worker in self._workers.values()):
             self._inline += wanted.values()
             wanted = {}
-        for source in [source for source, worker in self._workers.items() if wanted.get(source) is not worker.collector]:
+        for source in [
+            source for source, worker in self._workers.items() if wanted.get(source) is not worker.collector
+        ]:
             self._workers.pop(source).end()
         for source, collector in wanted.items():
             if source not in self._workers:
@@ -80,9 +82,10 @@ class Gatherer:
                 worker.ask(self._tick)
                 waiting[source] = worker
         scrapes += [scrape(collector, self._clock_ns) for collector in self._inline]
-        while waiting and (left := deadline - time.monotonic()) > 0:
+        while waiting:
             try:
-                worker, tick, result = self._answers.get(timeout=left)
+                # past the deadline, answers that lie ready still count
+                worker, tick, result = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
                 break
             if tick == self._tick and waiting.pop(worker.collector.source, None) is not None:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
-from urllib.parse import urlsplit
-
-import msgspec
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from kvtally.agent.cadence import Cadence, Stop, told_by_signals
 from kvtally.agent.clock import LedgerClock
-from kvtally.agent.discovery import BIRTH
 from kvtally.agent.engine_recording import EngineRecording, folder_names, meta_of
 from kvtally.agent.gather import Gatherer
+from kvtally.agent.process_watch import ProcessWatch
+from kvtally.agent.raw_sources import GpuSampling, Kept, host_line
 from kvtally.agent.recording_members import RecordingError
-from kvtally.agent.sources import Sources, look_around, open_nvml, probe
-from kvtally.collectors.base import CollectError, NoData, scrape
-from kvtally.collectors.filesystem import BlockDevices
-from kvtally.collectors.host import ProcessTree
+from kvtally.agent.sources import Sources, look_around, open_nvml
+from kvtally.collectors.base import CollectError, NoData
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from kvtally.agent.config import Config
     from kvtally.agent.log import Log
@@ -34,10 +29,9 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 2 << 30  # a day of 5 s scrapes of one engine
 MINUTE_SECONDS = 60.0
-PATIENCE_SECONDS = 2.0  # for threads at the end; one that hangs ends with the process
-MEMORY_FIELDS = frozenset(("MemFree", "MemAvailable", "Cached"))
+PATIENCE_SECONDS = 2.0  # for a driver at the end; a thread that hangs in it ends with the process
 
-Answer = TypeVar("Answer")
+Ending = Literal["told to stop", "the time is over", "the size limit is reached", "it cannot be written"]
 
 
 class Recorded(NamedTuple):
@@ -48,7 +42,7 @@ class Recorded(NamedTuple):
     failed_scrapes: int
     gpu_lines: int
     bytes_written: int
-    ended_by: Literal["told to stop", "the time is over", "the size limit is reached", "it could not be written"]
+    ended_by: Ending
 
     def __str__(self) -> str:
         """One line for a person."""
@@ -91,12 +85,11 @@ class Recorder:
         self._look = look
         self._open_gpus = open_gpus
         self._engines: dict[str, EngineRecording] = {}
-        self._bodies: dict[str, _Kept[bytes]] = {}
+        self._pages: dict[str, Kept[bytes]] = {}
         self._fault: RecordingError | None = None
         self._is_full = False
         self._lacking: set[str] = set()
-        self._sampling: threading.Thread | None = None
-        self._search = _Search(self._look_apart, config.scrape.discover_every_seconds)
+        self._sampling: GpuSampling | None = None
 
     def run(self, *, duration_seconds: float | None) -> Recorded:
         """Record to the end. RecordingError if no engine is found, or its folder cannot be written, or no longer.
@@ -114,13 +107,15 @@ class Recorder:
             stack.callback(self._sources.close)
             self._sources.take(found)
             stack.callback(self._close)
+            self._watch = ProcessWatch(self._config, self._sources, self._engines, self._log, self._look_apart)
             self._begin(found, present)
             self._gatherer = Gatherer(self._clock.now_ns)
             stack.callback(self._gatherer.close)
-            self._gatherer.use(list(self._bodies.values()), [])
+            self._gatherer.use(list(self._pages.values()), [])
             stack.callback(self._end_threads)
             if nvml is not None:
-                self._sampling = threading.Thread(target=self._sample_gpus, args=(nvml,), name="gpus", daemon=True)
+                every_seconds = self._gpu_every_seconds
+                self._sampling = GpuSampling(nvml, every_seconds, self._clock.now_ns, self._take_gpus, self._stop)
                 self._sampling.start()
             is_over = self._loop(duration_seconds)
         recorded = self._recorded(is_over=is_over)
@@ -163,13 +158,10 @@ class Recorder:
             # each of several keeps its own GPUs alone: in the others' recordings they would seem to be free
             only = None if len(pages) == 1 or about.gpus is None else frozenset(about.gpus)
             meta = meta_of(name, page.name, about, present, self._clock.now_ns())
-            meta |= {
-                "interval_seconds": self._config.scrape.interval_seconds,
-                "gpu_every_seconds": self._gpu_every_seconds if present else None,
-            }
+            meta["interval_seconds"] = self._config.scrape.interval_seconds
             engine = self._engines[page.source] = EngineRecording(folder, meta, only)
-            self._bodies[page.source] = _Kept(page.source, page.page)
-            self._learn(engine, found)
+            self._pages[page.source] = Kept(page.source, page.page)
+            self._watch.learn(engine, found)
             gpus = None if about.gpus is None else len(about.gpus)
             self._log.line("info", "recording", target=page.name, folder=folder, version=engine.version, gpus=gpus)
 
@@ -187,61 +179,101 @@ class Recorder:
                 return not self._stop.is_set()
             if time.monotonic() - told_at >= MINUTE_SECONDS:
                 told_at = time.monotonic()
-                self._log.line("info", "minute", **self._totals())
+                self._log.line("info", "minute", recorded=str(self._recorded(is_over=False)).partition(";")[0])
             is_last = cadence.wait(self._stop)
 
     def _tick(self) -> None:
-        self._host()
+        for engine in self._engines.values():
+            self._read_host(engine)
         timeout_seconds = min(self._config.scrape.timeout_seconds, self._config.scrape.interval_seconds) + 0.5
         for one in self._gatherer.gather(timeout_seconds):
-            engine, body = self._engines[one.source], self._bodies[one.source].answer
+            engine, body = self._engines[one.source], self._pages[one.source].answer
             if one.outcome != "ok" or body is None:
                 engine.failure(one.taken_at_ns, "vllm", one.took_seconds, one.reason)
                 self._log.complain("warning", one.reason, target=engine.target, hint=one.hint or None)
             elif self._has_room(len(body)):
                 engine.page(one.taken_at_ns, one.took_seconds, body)
-                self._see_process(engine, body)
+                self._watch.see_page(engine, body)
         self._has_room(0)
-        finding = self._clock.take_finding()
-        step = self._clock.step
-        if finding or step:
-            self._log.complain("warning", "the clock was set: the recording's own time goes on evenly")
-        found = self._search.result()
-        if found is not None:
-            self._take(found)
+        if self._clock.take_finding() or self._clock.step:
+            self._log.complain("warning", "the clock was set; the recording's own time goes on evenly")
+        self._watch.take_look()
 
     def _has_room(self, more_bytes: int) -> bool:
-        if sum(one.bytes_written for one in self._engines.values()) + more_bytes > self._max_bytes:
+        if sum(engine.bytes_written for engine in self._engines.values()) + more_bytes > self._max_bytes:
             self._is_full = True
             self._stop.set()
         return not self._is_full
 
-    def _host(self) -> None:
-        readers = {one.source: one for one in self._sources.prompt if isinstance(one, ProcessTree | BlockDevices)}
-        for engine in self._engines.values():
-            t_ns = self._clock.now_ns()
-            line: dict[str, Any] = {}
-            took_seconds = 0.0
-            for key, source in (("processes", f"process:{engine.target}"), ("disks", BlockDevices.source)):
-                if source in readers:
-                    kept = _Kept(source, readers[source].sample)
-                    one = scrape(kept, self._clock.now_ns)
-                    took_seconds += one.took_seconds
-                    if one.outcome == "ok":
-                        line[key] = kept.answer
-                    self._host_outcome(engine, one)
-            if line:
-                engine.host(t_ns, took_seconds, {**line, "memory_kib": _memory_kib()})
+    def _read_host(self, engine: EngineRecording) -> None:
+        began_ns = self._clock.now_ns()
+        line, outcomes = host_line(engine.target, self._sources.prompt, self._clock.now_ns)
+        if line:
+            engine.host(began_ns, sum(one.took_seconds for one in outcomes), line)
+        for one in outcomes:
+            if one.outcome == "ok":
+                self._lacking.discard(one.source)
+            elif one.outcome == "failed":
+                engine.failure(one.taken_at_ns, "host", one.took_seconds, one.reason)
+                self._log.complain("warning", one.reason, source=one.source, hint=one.hint or None)
+            else:
+                if one.source not in self._lacking:
+                    self._lacking.add(one.source)
+                    self._log.line("warning", one.reason, source=one.source, hint=one.hint or None)
+                if one.source == f"process:{engine.target}":
+                    self._watch.lost()  # the engine may run again as another process
 
-    def _host_outcome(self, engine: EngineRecording, one: Scrape) -> None:
-        if one.outcome == "failed":
-            engine.failure(one.taken_at_ns, "host", one.took_seconds, one.reason)
-            self._log.complain("warning", one.reason, source=one.source, hint=one.hint or None)
-        elif one.outcome == "ok":
-            self._lacking.discard(one.source)
-        else:
-            if one.source.startswith("process:"):
-                self._search.begin()  # it may have been started anew
-            if one.source not in self._lacking:
-                self._lacking.add(one.source)
-                self._log.line("warning", one.reason, source=one.source, hint=one.hint or None)
+    def _take_gpus(self, began_ns: int, outcome: Scrape, samples: list[GpuSample]) -> None:
+        """Write one sampling; called in the thread of the GPUs."""
+        try:
+            for engine in self._engines.values():
+                if outcome.outcome == "ok":
+                    engine.gpus(began_ns, outcome.took_seconds, samples)
+                else:
+                    engine.failure(outcome.taken_at_ns, "gpu", outcome.took_seconds, outcome.reason)
+                    self._log.complain("warning", outcome.reason, hint=outcome.hint or None)
+        except RecordingError as error:
+            self._give_up(error)
+
+    def _look_apart(self) -> Found:
+        # the thread of the GPUs has its own handle, whose turns this look leaves alone
+        nvml = self._open_gpus(self._config)
+        try:
+            return self._look(self._config, nvml)
+        finally:
+            if nvml is not None:
+                nvml.close()
+
+    def _give_up(self, error: RecordingError) -> None:
+        self._fault = self._fault or error
+        self._stop.set()
+
+    def _end_threads(self) -> None:
+        self._stop.set()
+        if self._sampling is not None:
+            self._sampling.join(PATIENCE_SECONDS)
+        self._watch.end()
+
+    def _release(self, nvml: NvmlCollector | None) -> None:
+        if nvml is not None and (self._sampling is None or not self._sampling.is_alive()):
+            nvml.close()
+
+    def _close(self) -> None:
+        for engine in self._engines.values():
+            engine.close(self._clock.now_ns())
+
+    def _recorded(self, *, is_over: bool) -> Recorded:
+        engines = self._engines.values()
+        ended_by: Ending = "the time is over" if is_over else "told to stop"
+        if self._is_full:
+            ended_by = "the size limit is reached"
+        if self._fault is not None:
+            ended_by = "it cannot be written"
+        return Recorded(
+            tuple(engine.folder for engine in engines),
+            sum(engine.pages for engine in engines),
+            sum(engine.failed_scrapes for engine in engines),
+            sum(engine.gpu_lines for engine in engines),
+            sum(engine.bytes_written for engine in engines),
+            ended_by,
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -16,7 +16,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kvtally.agent.replay import Replayed
+Done = TypeVar("Done")
 
 _UNKNOWN = "-"
 _SEVERITY = {"info": "dim", "warning": "yellow", "error": "bold red"}
@@ -283,7 +283,7 @@ def what_next() -> None:
     console.print("  kvtally rates add gpu PRICE --unit gpu-hour --sku NAME --from DATE   [dim]# your own price[/dim]")
 
 
-def progress_of(name: str, task: Callable[[Callable[[int], None]], Replayed]) -> Replayed:
+def progress_of(name: str, task: Callable[[Callable[[int], None]], Done]) -> Done:
     """Run a replay with a line that moves."""
     from kvtally.agent.finding import utc_text  # noqa: PLC0415  # as above
 

@@ -7,31 +7,54 @@ from typing import TYPE_CHECKING, Any
 
 from kvtally.agent.accounts import Payment, Window, facts_of, hour_of
 from kvtally.agent.ledger.columns import HOUR_NS
+from kvtally.agent.price import FOREVER_NS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kvtally.agent.facts import Facts
     from kvtally.agent.ledger.read import LedgerReader
     from kvtally.agent.price import Rate
     from kvtally.agent.rates import RateBook
 
 GRACE_NS = 15 * 60 * 1_000_000_000
+EVIDENCE_NS = 2 * 60 * 1_000_000_000  # what GPUs say about the hour's last interval comes up to a minute later
+CLOSED = "hour closed"
+CAME_LATER = "intervals of this hour came after it was settled"
 
 
 def due_hours(reader: LedgerReader, now_ns: int) -> list[int]:
-    """Hours that can be settled: every target has an interval that ends after them, or 15 minutes have passed."""
+    """Hours to settle: every target has an interval that ends after them, or 15 minutes have passed.
+
+    And those that were settled, and that intervals reach into which came later.
+    """
     extent = reader.extent()
     if extent is None:
         return []
     ends = [end for (kind, _), end in reader.state_ends().items() if kind == "engine"]
     # a target that is gone for good holds nothing up beyond the grace
-    reached = max(min(ends, default=0), now_ns - GRACE_NS)
-    done = reader.settlements(0, now_ns)
-    first = hour_of(extent[0])
-    return [hour for hour in range(first, hour_of(reached), HOUR_NS) if hour not in done]
+    reached = max(min(ends, default=0) - EVIDENCE_NS, now_ns - GRACE_NS)
+    done = reader.settled_hours()
+    due = {hour for hour in range(hour_of(extent[0]), hour_of(reached), HOUR_NS) if hour not in done}
+    return sorted(due | _overtaken(reader, done))
 
 
-def settle(reader: LedgerReader, hour_ns: int, book: RateBook, payment: Payment, reason: str = "hour closed") -> int:
-    """Settle one hour, or settle it again: returns the revision written."""
+def _overtaken(reader: LedgerReader, done: Mapping[int, int]) -> set[int]:
+    """Settled hours that intervals reach into which came later; those whose raw intervals have left stay as they are."""
+    raw_from = reader.raw_from()
+    if raw_from is None:
+        return set()
+    overtaken: set[int] = set()
+    for hour, begun in reader.begun(0, FOREVER_NS).items():
+        if begun > done.get(hour, begun):
+            until = max((row.end_ns for row in reader.engine_rows(hour, hour + HOUR_NS)), default=hour + HOUR_NS)
+            overtaken |= {one for one in range(hour, until, HOUR_NS) if one in done and one >= hour_of(raw_from)}
+    return overtaken
+
+
+def settle(reader: LedgerReader, hour_ns: int, book: RateBook, payment: Payment, reason: str = CLOSED) -> int:
+    """Settle one hour, or settle it again: returns the revision written. The ledger must hold the book's rates."""
+    begun = reader.begun(hour_ns, hour_ns + HOUR_NS).get(hour_ns, 0)
     facts = facts_of(reader, Window(hour_ns, hour_ns + HOUR_NS), book, payment, use_settled=False)
     before = reader.settlements(hour_ns, hour_ns + 1)
     revision = before[hour_ns][0] + 1 if hour_ns in before else 1
@@ -39,7 +62,8 @@ def settle(reader: LedgerReader, hour_ns: int, book: RateBook, payment: Payment,
     ids = {rate._replace(currency=""): rate_id for rate_id, rate in reader.rates()}
     charges = [charge for one in facts for charge in _charges(one, hour_ns, revision, ids)]
     body = {"facts": [_entry(one) for one in facts]}
-    reader.write_settlement(hour_ns, hour_ns + HOUR_NS, revision, reason, body, charges)
+    why = CAME_LATER if revision > 1 and reason == CLOSED else reason
+    reader.write_settlement(hour_ns, revision, why, begun, body, charges)
     return revision
 
 
@@ -59,6 +83,7 @@ def _entry(facts: Facts) -> dict[str, Any]:
         "end_ns": facts.end_ns,
         "covered_ns": facts.covered_ns,
         "modelled": facts.modelled,
+        "findings": [list(finding) for finding in facts.findings],
     }
 
 

@@ -116,7 +116,7 @@ def device_of(mount: Mount, sys: str = "/sys") -> Backing:
 
 
 def disk_readings(disks: Iterable[Mapping[str, Any]], epoch: float | None = None) -> tuple[Reading, ...]:
-    """One reading a disk from recorded form (a line's "disks" in host.jsonl); `epoch` is the boot, unix seconds."""
+    """One reading a disk from recorded form (a line's "disks" in host.jsonl); `epoch` tells one boot from another."""
     return tuple(
         Reading(
             "filesystem",
@@ -154,15 +154,14 @@ class BlockDevices:
         self._present: tuple[str, ...] = ()
         self._mounts: dict[str, str] = {}  # whole disk -> mount points, comma between
         self._turns: dict[tuple[str, int], tuple[int, int, int]] = {}
-        self._boot_seconds: float | None = None
+        self._boot: float | None = None
 
     def collect(self) -> tuple[Reading, ...]:
         """Read all disks now; NoData if none counts."""
         disks = self.sample()
-        if self._boot_seconds is None:
-            # once: a stepped clock moves btime, and a boot cannot change while this process lives
-            self._boot_seconds = _boot_seconds(Path(self._proc, "stat").read_text(encoding="ascii"))
-        return disk_readings(disks, self._boot_seconds)
+        if self._boot is None:
+            self._boot = _boot_marker(self._proc)
+        return disk_readings(disks, self._boot)
 
     def sample(self) -> list[dict[str, Any]]:
         """Read all disks in recorded form."""
@@ -335,10 +334,15 @@ def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
 
 
-# btime 1795400000
-def _boot_seconds(text: str) -> float | None:
-    found = re.search(r"^btime (\d+)", text, re.MULTILINE)
-    return float(found[1]) if found else None
+# 3f0c1c9e-6d0e-4b0e-9c57-0b0a2f1d7a11
+def _boot_marker(proc: str) -> float | None:
+    """A number that is another after every boot; the time of the boot is none, since a stepped clock moves it."""
+    try:
+        text = Path(proc, "sys", "kernel", "random", "boot_id").read_text(encoding="ascii")
+    except OSError:
+        return None
+    digits = text.strip().replace("-", "")[:12]  # 48 bits, which a float holds exactly
+    return float(int(digits, 16)) if re.fullmatch(r"[0-9a-f]{12}", digits) else None
 
 
 def _unescaped(text: str) -> str:

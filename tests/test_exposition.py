@@ -62,7 +62,7 @@ def one_value(line: bytes) -> float:
 @pytest.mark.parametrize("path", sorted(PAGES.glob("*/*.prom")), ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_sample_of_a_real_page_is_read_as_the_official_parser_reads_it(path: Path) -> None:
     expected = official(parse_text(path.read_text()))
-    assert len(expected) > 300
+    assert len(expected) == sum(not line.startswith("#") for line in path.read_text().splitlines())
     assert sorted(read(path.read_bytes())) == sorted(expected)
 
 

@@ -52,7 +52,7 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every error is one line on stderr with a hint, and an exit status of CLI.md."""
-    from kvtally.agent.cli.failure import explain  # noqa: PLC0415  # only when something is called
+    from kvtally.agent.failure import explain  # noqa: PLC0415  # only when something is called
 
     try:
         status = group.main(args=arguments, prog_name="kvtally", standalone_mode=False)

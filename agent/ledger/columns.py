@@ -15,7 +15,6 @@ INTERVAL_HEAD = ("start_ns", "target_id", "length_ns", "missed", "flags", "began
 HOUR_HEAD = ("hour_ns", "target_id", "intervals", "length_ns", "missed", "flags")
 HOUR_NS = 3_600_000_000_000
 KINDS: tuple[Kind, ...] = ("engine", "cache", "gpu", "filesystem", "process")
-IMMUTABLE = ("rate", "charge", "settlement", "finding")
 
 
 def interval_table(kind: Kind) -> str:

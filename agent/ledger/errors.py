@@ -44,7 +44,9 @@ def explained(path: str, error: Exception) -> LedgerError:
             "move the file away and start anew, or restore a copy; `sqlite3 FILE .recover` saves what is readable",
         )
     if "unable to open" in text:
-        return LedgerUnreachable(f"{path}: cannot be opened", "it must be a file in a folder that exists and is writable")
+        return LedgerUnreachable(
+            f"{path}: cannot be opened", "it must be a file in a folder that exists and is writable"
+        )
     if "disk i/o" in text:
         return LedgerUnreachable(f"{path}: the disk does not answer ({error})", "look at the kernel's log")
     return LedgerUnreachable(f"{path}: {error}", "`kvtally ledger audit` tells whether the ledger is whole")

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from sqlalchemy import Connection, create_engine, event, func, insert, select
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import URL, Connection, ExceptionContext, create_engine, event, func, insert, select
 from sqlalchemy.pool import NullPool
 
-from kvtally.agent.facts import EngineRow, Evidence, GpuPresence, Replica
+from kvtally.agent.facts import EngineRow, Evidence, Replica
 from kvtally.agent.finding import Finding
 from kvtally.agent.ledger import schema
-from kvtally.agent.ledger.columns import HEAD_REVISION, KINDS, quantity_columns
+from kvtally.agent.ledger.columns import HEAD_REVISION, HOUR_NS, KINDS, quantity_columns
 from kvtally.agent.ledger.errors import LedgerRevision, LedgerUnreachable, explained
+from kvtally.agent.ledger.evidence import evidence
 from kvtally.agent.ledger.place import file_of
+from kvtally.agent.ledger.reach import reach
 from kvtally.agent.price import Rate
-from kvtally.agent.timeline import Span, Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from types import TracebackType
+    from typing import Self
 
     from sqlalchemy import Engine
 
@@ -41,28 +44,34 @@ class Target(NamedTuple):
 
 
 class LedgerReader:
-    """A ledger opened for questions (and for what is written rarely: rates, settlements)."""
+    """A ledger opened for questions (and for what is written rarely: rates, settlements); LedgerError if it cannot be.
+
+    Any question raises LedgerError where the file does not answer it.
+    """
 
     def __init__(self, url: str) -> None:
         self.path = file_of(url)
         if not os.path.exists(self.path):  # noqa: PTH110  # one call
             raise LedgerUnreachable(f"{self.path}: no ledger there", "`kvtally run` or `kvtally replay` makes one")
-        self._engine: Engine = create_engine(f"sqlite:///{self.path}", poolclass=NullPool)
+        self._engine: Engine = create_engine(URL.create("sqlite", database=self.path), poolclass=NullPool)
         event.listen(self._engine, "connect", _prepare)
-        try:
-            self.connection: Connection = self._engine.connect()
-        except DatabaseError as error:
-            raise explained(self.path, Exception(str(error.orig))) from error
+        event.listen(self._engine, "handle_error", self._explain)
+        self.connection: Connection = self._engine.connect()
         try:
             self._check_revision()
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> LedgerReader:
+    def _explain(self, about: ExceptionContext) -> None:
+        raise explained(self.path, Exception(str(about.original_exception))) from about.original_exception
+
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -71,19 +80,26 @@ class LedgerReader:
         self._engine.dispose()
 
     def _check_revision(self) -> None:
-        try:
-            tables = self.connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars().all()
-            if "alembic_version" not in tables:
-                raise LedgerUnreachable(f"{self.path}: not a ledger of kvtally", "give another with --ledger")
-            revision = self.connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-        except DatabaseError as error:
-            raise explained(self.path, Exception(str(error.orig))) from error
+        tables = self.connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars().all()
+        if "alembic_version" not in tables:
+            raise LedgerUnreachable(f"{self.path}: not a ledger of kvtally", "give another with --ledger")
+        revision = self.connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         if revision != HEAD_REVISION:
             older = (revision or "") < HEAD_REVISION
             raise LedgerRevision(
                 f"{self.path}: the ledger has revision {revision}, this kvtally knows {HEAD_REVISION}",
                 "run `kvtally ledger upgrade`" if older else "it was written by a newer kvtally: upgrade this one",
             )
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything that is asked inside sees the ledger of one instant, whatever a writer does meanwhile."""
+        self.connection.rollback()
+        self.connection.exec_driver_sql("BEGIN")
+        try:
+            yield
+        finally:
+            self.connection.rollback()
 
     def targets(self) -> dict[int, Target]:
         """Every target that the ledger knows, by id."""
@@ -97,82 +113,45 @@ class LedgerReader:
     def extent(self) -> tuple[int, int] | None:
         """Start of the oldest engine interval and end of the newest, raw or summed by hour; None if there is none."""
         raw, hour = schema.intervals["engine"].c, schema.hours["engine"].c
-        first = self.connection.execute(select(func.min(raw.start_ns))).scalar()
-        oldest_hour = self.connection.execute(select(func.min(hour.hour_ns))).scalar()
-        last = self.connection.execute(
-            select(raw.start_ns + raw.length_ns).order_by((raw.start_ns).desc()).limit(1000)
-        ).scalars()
-        ends = list(last)
-        if first is None or not ends:
+        oldest, newest = self.connection.execute(select(func.min(hour.hour_ns), func.max(hour.hour_ns))).one()
+        if oldest is None or newest is None:
             return None
-        # where the first hour's intervals have aged out, only its sums tell that it was
-        aged = oldest_hour is not None and oldest_hour + 3_600_000_000_000 <= first
-        return (oldest_hour if aged else first), max(ends)
+        first = self.connection.execute(select(func.min(raw.start_ns))).scalar()
+        ends = select(raw.start_ns + raw.length_ns).order_by(raw.start_ns.desc()).limit(1000)
+        last = max(self.connection.execute(ends).scalars(), default=newest + HOUR_NS)
+        # where intervals have aged out, only the hours tell that they were
+        return (oldest if first is None or self.pruned_before() is not None else first), last
+
+    def pruned_before(self) -> int | None:
+        """The instant up to which raw intervals have left; None if none has."""
+        return self.connection.execute(select(func.max(schema.prune_log.c.before_ns))).scalar()
 
     def raw_from(self) -> int | None:
-        """Start of the oldest raw engine interval."""
-        return self.connection.execute(select(func.min(schema.intervals["engine"].c.start_ns))).scalar()
+        """The instant from which on every raw engine interval is there; None if none is."""
+        oldest = self.connection.execute(select(func.min(schema.intervals["engine"].c.start_ns))).scalar()
+        return None if oldest is None else max(oldest, self.pruned_before() or oldest)
 
     def engine_rows(self, start_ns: int, end_ns: int) -> Iterator[EngineRow]:
         """Engine intervals that overlap [start_ns, end_ns), in time order."""
-        table = schema.intervals["engine"]
-        c = table.c
+        c = schema.intervals["engine"].c
         columns = [c.target_id, c.start_ns, c.length_ns, c.missed, c.flags, c.began_ns]
         columns += [c[name] for name in quantity_columns("engine")]
-        query = select(*columns).where(c.start_ns < end_ns, c.start_ns >= self._reach(table, start_ns))
+        query = select(*columns).where(
+            c.start_ns >= reach(self.connection, "engine", start_ns),
+            c.start_ns < end_ns,
+            c.start_ns + c.length_ns > start_ns,
+        )
         for row in self.connection.execute(query.order_by(c.start_ns, c.target_id)):
-            begin, length = row[1], row[2]
-            if begin + length > start_ns:
-                yield EngineRow(row[0], begin, begin + length, row[3], row[4], row[5], tuple(row[6:]))
-
-    def _reach(self, table: Any, start_ns: int) -> int:
-        """Where to begin so that an interval which crosses `start_ns` is found: the longest lasts that long."""
-        longest = self.connection.execute(
-            select(func.max(table.c.length_ns)).where(table.c.start_ns < start_ns, table.c.start_ns + table.c.length_ns > start_ns)
-        ).scalar()
-        return start_ns - (longest or 0)
+            yield EngineRow(row[0], row[1], row[1] + row[2], row[3], row[4], row[5], tuple(row[6:]))
 
     def evidence(self, start_ns: int, end_ns: int, targets: Mapping[int, Target]) -> Evidence:
         """What GPUs and processes say about [start_ns, end_ns)."""
-        margin = 60_000_000_000  # GPM means are kept for up to half a minute before they are written
-        graphics: dict[str, list[Span]] = {}
-        energy: dict[str, list[Span]] = {}
-        present: dict[str, list[tuple[int, int]]] = {}
-        skus: dict[str, str] = {}
-        gpu = schema.intervals["gpu"].c
-        query = select(
-            gpu.target_id, gpu.start_ns, gpu.length_ns, gpu.gpm_ns, gpu.graphics_ns, gpu.energy_mj, gpu.power_sampled_mj
-        ).where(gpu.start_ns >= start_ns - margin, gpu.start_ns < end_ns + margin)
-        for row in self.connection.execute(query.order_by(gpu.start_ns)):
-            target = targets[row.target_id]
-            uuid, until = target.name, row.start_ns + row.length_ns
-            skus[uuid] = target.attributes.get("sku", "")
-            present.setdefault(uuid, []).append((row.start_ns, until))
-            if row.gpm_ns and row.graphics_ns is not None:
-                # the mean covers the time up to the sample, however long before the interval that began
-                graphics.setdefault(uuid, []).append(Span(until - row.gpm_ns, until, row.graphics_ns))
-            drawn = row.energy_mj if row.energy_mj is not None else row.power_sampled_mj
-            if drawn is not None:
-                energy.setdefault(uuid, []).append(Span(row.start_ns, until, drawn))
-        process = schema.intervals["process"].c
-        cpu: dict[str, list[Span]] = {}
-        query = select(process.target_id, process.start_ns, process.length_ns, process.cpu_ns).where(
-            process.start_ns >= start_ns - margin, process.start_ns < end_ns + margin, process.cpu_ns.is_not(None)
-        )
-        for row in self.connection.execute(query.order_by(process.start_ns)):
-            name = targets[row.target_id].name
-            cpu.setdefault(name, []).append(Span(row.start_ns, row.start_ns + row.length_ns, row.cpu_ns))
-        return Evidence(
-            {uuid: Timeline(spans) for uuid, spans in graphics.items()},
-            {name: Timeline(spans) for name, spans in cpu.items()},
-            {uuid: Timeline(spans) for uuid, spans in energy.items()},
-            tuple(GpuPresence(uuid, skus[uuid], tuple(spans)) for uuid, spans in sorted(present.items())),
-        )
+        return evidence(self.connection, start_ns, end_ns, targets)
 
     def rates(self) -> list[tuple[int, Rate]]:
         """Every rate with its id, in the order in which they were added."""
         rows = self.connection.execute(select(schema.rate).order_by(schema.rate.c.id)).mappings()
-        return [(row["id"], _rate(row)) for row in rows]
+        return [(row["id"], _rate(dict(row))) for row in rows]
 
     def currency(self) -> str | None:
         """The ledger's currency; None until a rate fixes it."""
@@ -197,11 +176,25 @@ class LedgerReader:
     def settlements(self, start_ns: int, end_ns: int) -> dict[int, tuple[int, dict[str, Any]]]:
         """Hours settled in [start_ns, end_ns): hour -> (newest revision, its facts)."""
         c = schema.settlement.c
-        query = select(c.period_start_ns, c.revision, c.facts).where(c.period_start_ns >= start_ns, c.period_start_ns < end_ns)
+        query = select(c.period_start_ns, c.revision, c.facts).where(
+            c.period_start_ns >= start_ns, c.period_start_ns < end_ns
+        )
         return {
             hour: (revision, json.loads(facts))
             for hour, revision, facts in self.connection.execute(query.order_by(c.period_start_ns, c.revision))
         }
+
+    def settled_hours(self) -> dict[int, int]:
+        """Every settled hour, and how many engine intervals had begun in it when it was settled last."""
+        c = schema.settlement.c
+        query = select(c.period_start_ns, c.intervals).order_by(c.period_start_ns, c.revision)
+        return {hour: intervals for hour, intervals in self.connection.execute(query)}
+
+    def begun(self, start_ns: int, end_ns: int) -> dict[int, int]:
+        """How many engine intervals begin in each hour of [start_ns, end_ns)."""
+        c = schema.hours["engine"].c
+        query = select(c.hour_ns, func.sum(c.intervals)).where(c.hour_ns >= start_ns, c.hour_ns < end_ns)
+        return {hour: count for hour, count in self.connection.execute(query.group_by(c.hour_ns))}
 
     def charges(self, start_ns: int, end_ns: int) -> Iterator[Mapping[str, Any]]:
         """Charges of the hours in [start_ns, end_ns), every revision."""
@@ -220,47 +213,70 @@ class LedgerReader:
     def state_ends(self) -> dict[tuple[str, str], int]:
         """When each target was last scraped."""
         c = schema.counter_state.c
-        return {(row.kind, row.name): row.taken_at_ns for row in self.connection.execute(select(c.kind, c.name, c.taken_at_ns))}
+        rows = self.connection.execute(select(c.kind, c.name, c.taken_at_ns))
+        return {(kind, name): taken_at_ns for kind, name, taken_at_ns in rows}
 
     def add_rates(self, rates: Sequence[Rate]) -> None:
-        """Append rates in one transaction."""
-        with self.connection.begin_nested() if self.connection.in_transaction() else self.connection.begin():
-            for rate in rates:
-                row = rate._asdict()
-                row["pue"] = None if rate.pue is None else str(rate.pue)
-                self.connection.execute(insert(schema.rate).values(**row))
-        self.connection.commit()
+        """Append rates, all or none."""
+        rows = [{**rate._asdict(), "pue": None if rate.pue is None else str(rate.pue)} for rate in rates]
+        with self._writing():
+            if rows:
+                self.connection.execute(insert(schema.rate), rows)
 
     def write_settlement(
-        self, hour_ns: int, end_ns: int, revision: int, reason: str, facts: object, charges: Iterable[Mapping[str, Any]]
+        self,
+        hour_ns: int,
+        revision: int,
+        reason: str,
+        intervals: int,
+        facts: object,
+        charges: Iterable[Mapping[str, Any]],
     ) -> None:
-        """Write one hour's settlement with its charges, whole or not at all."""
+        """Write one hour's settlement with its charges, whole or not at all.
+
+        `intervals` are those that had begun in the hour when the facts were worked out.
+        """
         values = {
             "period_start_ns": hour_ns,
             "revision": revision,
-            "period_end_ns": end_ns,
+            "period_end_ns": hour_ns + HOUR_NS,
             "reason": reason,
+            "intervals": intervals,
             "facts": json.dumps(facts, sort_keys=True),
         }
-        self.connection.execute(insert(schema.settlement).values(**values))
         rows = [dict(charge) for charge in charges]
-        if rows:
-            self.connection.execute(insert(schema.charge), rows)
-        self.connection.commit()
+        with self._writing():
+            self.connection.execute(insert(schema.settlement).values(**values))
+            if rows:
+                self.connection.execute(insert(schema.charge), rows)
 
     def prune(self, before_ns: int) -> dict[str, int]:
-        """Remove intervals that started before an instant, and write down how many."""
+        """Remove intervals that ended by an instant, and write down how many; one that crosses it stays."""
         removed: dict[str, int] = {}
-        for kind in KINDS:
-            table = schema.intervals[kind]
-            gone = self.connection.execute(table.delete().where(table.c.start_ns < before_ns)).rowcount
-            if gone:
-                removed[table.name] = gone
-        if removed:
-            values = {"before_ns": before_ns, "removed": json.dumps(removed, sort_keys=True)}
-            self.connection.execute(insert(schema.prune_log).values(**values))
-        self.connection.commit()
+        with self._writing():
+            for kind in KINDS:
+                table = schema.intervals[kind]
+                old = table.delete().where(
+                    table.c.start_ns < before_ns, table.c.start_ns + table.c.length_ns <= before_ns
+                )
+                gone = self.connection.execute(old).rowcount
+                if gone:
+                    removed[table.name] = gone
+            if removed:
+                values = {"before_ns": before_ns, "removed": json.dumps(removed, sort_keys=True)}
+                self.connection.execute(insert(schema.prune_log).values(**values))
         return removed
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction: what is written inside is there whole, or not at all."""
+        self.connection.rollback()
+        try:
+            yield
+            self.connection.commit()
+        except BaseException:
+            self.connection.rollback()
+            raise
 
 
 def _prepare(connection: Any, _: object) -> None:

@@ -108,6 +108,7 @@ settlement = Table(
     Column("revision", Integer, primary_key=True),
     Column("period_end_ns", BigInteger, nullable=False),
     Column("reason", Text, nullable=False, comment="why it was settled, or why again"),
+    Column("intervals", Integer, nullable=False, comment="engine intervals that had begun in it by then"),
     Column("facts", Text, nullable=False, comment="JSON: seconds by state and split per replica, findings"),
     comment="an hour settled; a later revision supersedes the earlier and leaves it readable",
 )
@@ -148,7 +149,7 @@ prune_log = Table(
     "prune_log",
     metadata,
     Column("id", _ID, primary_key=True),
-    Column("before_ns", BigInteger, nullable=False, comment="intervals that started earlier left the ledger"),
+    Column("before_ns", BigInteger, nullable=False, comment="intervals that ended by then left the ledger"),
     Column("removed", Text, nullable=False, comment="JSON: rows removed, by table"),
     comment="the only way in which intervals leave",
 )

@@ -42,9 +42,7 @@ def upgrade() -> None:
     op.create_table(
         "prune_log",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column(
-            "before_ns", sa.BigInteger(), nullable=False, comment="intervals that started earlier left the ledger"
-        ),
+        sa.Column("before_ns", sa.BigInteger(), nullable=False, comment="intervals that ended by then left the ledger"),
         sa.Column("removed", sa.Text(), nullable=False, comment="JSON: rows removed, by table"),
         sa.PrimaryKeyConstraint("id"),
         comment="the only way in which intervals leave",
@@ -77,6 +75,7 @@ def upgrade() -> None:
         sa.Column("revision", sa.Integer(), nullable=False),
         sa.Column("period_end_ns", sa.BigInteger(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False, comment="why it was settled, or why again"),
+        sa.Column("intervals", sa.Integer(), nullable=False, comment="engine intervals that had begun in it by then"),
         sa.Column("facts", sa.Text(), nullable=False, comment="JSON: seconds by state and split per replica, findings"),
         sa.PrimaryKeyConstraint("period_start_ns", "revision"),
         comment="an hour settled; a later revision supersedes the earlier and leaves it readable",

@@ -1,0 +1,76 @@
+"""What other targets than engines say about the engines' time, read from their intervals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+
+from kvtally.agent.facts import Evidence, GpuPresence
+from kvtally.agent.ledger import schema
+from kvtally.agent.ledger.reach import reach
+from kvtally.agent.timeline import Span, Timeline
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import ColumnElement, Connection
+
+    from kvtally.agent.ledger.read import Target
+    from kvtally.collectors.base import Kind
+
+MARGIN_NS = 60_000_000_000  # GPM means are kept for up to half a minute before they are written
+
+
+def evidence(connection: Connection, start_ns: int, end_ns: int, targets: Mapping[int, Target]) -> Evidence:
+    """What GPUs and processes say about [start_ns, end_ns)."""
+    graphics: dict[str, list[Span]] = {}
+    energy: dict[str, list[Span]] = {}
+    present: dict[str, list[tuple[int, int]]] = {}
+    skus: dict[str, str] = {}
+    gpu = schema.intervals["gpu"].c
+    counted = (gpu.gpm_ns, gpu.graphics_ns, gpu.energy_mj, gpu.power_sampled_mj)
+    query = select(gpu.target_id, gpu.start_ns, gpu.length_ns, *counted)
+    near = _near(connection, "gpu", start_ns, end_ns)
+    for target_id, begin_ns, length_ns, gpm_ns, graphics_ns, energy_mj, sampled_mj in connection.execute(
+        query.where(*near).order_by(gpu.start_ns)
+    ):
+        target = targets[target_id]
+        uuid, until = target.name, begin_ns + length_ns
+        skus[uuid] = target.attributes.get("sku", "")
+        present.setdefault(uuid, []).append((begin_ns, until))
+        if gpm_ns and graphics_ns is not None:
+            # the mean covers the time up to the sample, however long before the interval that began
+            graphics.setdefault(uuid, []).append(Span(until - gpm_ns, until, graphics_ns))
+        drawn = energy_mj if energy_mj is not None else sampled_mj
+        if drawn is not None:
+            energy.setdefault(uuid, []).append(Span(begin_ns, until, drawn))
+    return Evidence(
+        {uuid: Timeline(spans) for uuid, spans in graphics.items()},
+        _cpu(connection, start_ns, end_ns, targets),
+        {uuid: Timeline(spans) for uuid, spans in energy.items()},
+        tuple(GpuPresence(uuid, skus[uuid], tuple(spans)) for uuid, spans in sorted(present.items())),
+    )
+
+
+def _cpu(connection: Connection, start_ns: int, end_ns: int, targets: Mapping[int, Target]) -> dict[str, Timeline]:
+    """CPU time of process trees, by the name of their engine's target."""
+    process = schema.intervals["process"].c
+    query = select(process.target_id, process.start_ns, process.length_ns, process.cpu_ns).where(
+        *_near(connection, "process", start_ns, end_ns), process.cpu_ns.is_not(None)
+    )
+    spans: dict[str, list[Span]] = {}
+    for target_id, begin_ns, length_ns, cpu_ns in connection.execute(query.order_by(process.start_ns)):
+        spans.setdefault(targets[target_id].name, []).append(Span(begin_ns, begin_ns + length_ns, cpu_ns))
+    return {name: Timeline(own) for name, own in spans.items()}
+
+
+def _near(connection: Connection, kind: Kind, start_ns: int, end_ns: int) -> tuple[ColumnElement[bool], ...]:
+    """Intervals that overlap the span, or the margin on either side of it."""
+    c = schema.intervals[kind].c
+    from_ns = start_ns - MARGIN_NS
+    return (
+        c.start_ns >= reach(connection, kind, from_ns),
+        c.start_ns < end_ns + MARGIN_NS,
+        c.start_ns + c.length_ns > from_ns,
+    )
