@@ -120,9 +120,18 @@ def _raw_facts(
             if hour not in host_gpus:
                 host_gpus[hour] = sum(bool(_overlapping(gpu.spans, *period)) for gpu in evidence.present) or None
             if inside:
-                one = replica_facts(replica, inside, evidence, book, period, start_ns, law, host_gpus[hour])
+                one = replica_facts(
+                    replica,
+                    inside,
+                    evidence,
+                    book,
+                    period_ns=period,
+                    tokens_from_ns=start_ns,
+                    split=law,
+                    host_gpus=host_gpus[hour],
+                )
                 facts.append(one if any(row.start_ns >= period[0] for row in inside) else one._replace(work=_NO_WORK))
-    return facts + _unheld(reader, window, near, evidence, targets, book, payment)
+    return facts + _unheld(reader, window, near, evidence, targets=targets, book=book, payment=payment)
 
 
 def _overlapping(spans: Sequence[_T], start_ns: int, end_ns: int) -> Sequence[_T]:
@@ -144,6 +153,7 @@ def _unheld(
     window: Window,
     near: Sequence[EngineRow],
     evidence: Evidence,
+    *,
     targets: Mapping[int, Target],
     book: RateBook,
     payment: Payment,
@@ -173,7 +183,7 @@ def _unheld(
         alike: dict[str, list[Facts]] = {}
         for gpu in evidence.present:
             seen = gpu._replace(spans=tuple(_overlapping(gpu.spans, *period)))
-            free = unheld_facts(seen, held.get(gpu.uuid, ()), book, period, payment.term, payment.site)
+            free = unheld_facts(seen, held.get(gpu.uuid, ()), book, period, term=payment.term, site=payment.site)
             if free is not None:
                 alike.setdefault(gpu.sku, []).append(free)
         facts += [joined(group) for _, group in sorted(alike.items())]

@@ -49,7 +49,7 @@ class Pipeline:
         self,
         writer: Writer,
         states: Mapping[Key, State],
-        described: Callable[[Reading], Reading],
+        described: Callable[[Sequence[Reading]], Iterable[Reading]],
         *,
         interval_ns: int | None,
         started_ns: int,
@@ -104,7 +104,7 @@ class Pipeline:
     def _closed(self, scrape: Scrape, states: dict[Key, State], findings: list[Finding]) -> Iterator[Closed]:
         """Close what a scrape read; `states` are those of this tick, which go before the ones that are written."""
         seen: set[Key] = set()
-        for reading in map(self._described, scrape.readings):
+        for reading in self._described(scrape.readings):
             key = _key(reading)
             seen.add(key)
             one = self._close(key, reading, scrape, states.get(key) or self._states.get(key), findings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from kvtally.collectors.base import Reading
 
@@ -36,7 +36,7 @@ class Describer:
         self._engines = dict(engines)
         self._default = default
         self._skus: dict[str, str] = {}
-        self._made: dict[str, tuple[Mapping[str, str], dict[str, str]]] = {}
+        self._made: dict[str, tuple[Mapping[str, str], int, dict[str, str]]] = {}
 
     def learn(self, engines: Mapping[str, About]) -> None:
         """Take in what a later discovery found."""
@@ -45,32 +45,60 @@ class Describer:
                 self._engines[name] = about
                 self._made.clear()
 
-    def __call__(self, reading: Reading) -> Reading:
-        """The reading with its engine's attributes; other kinds as they are."""
-        if reading.kind == "gpu":
-            sku = reading.attributes.get("sku", "")
-            if self._skus.get(reading.name) != sku:
-                self._skus[reading.name] = sku
-                self._made.clear()
-            return reading
-        if reading.kind != "engine":
-            return reading
-        made = self._made.get(reading.name)
-        if made is None or made[0] is not reading.attributes:
-            made = (reading.attributes, {**reading.attributes, **self._attributes(reading.name)})
-            self._made[reading.name] = made
-        return reading._replace(attributes=made[1])
+    def __call__(self, readings: Sequence[Reading]) -> list[Reading]:
+        """The readings of one scrape, those of engines with their attributes; other kinds as they are."""
+        targets = [_target(reading) for reading in readings if reading.kind == "engine"]
+        described: list[Reading] = []
+        for reading in readings:
+            if reading.kind == "gpu":
+                self._learn_sku(reading)
+            one = reading
+            if reading.kind == "engine":
+                one = reading._replace(attributes=self._attributes(reading, targets.count(_target(reading))))
+            described.append(one)
+        return described
 
-    def _attributes(self, name: str) -> dict[str, str]:
-        target, _, rank = name.partition("/")
-        about = self._engines.get(target, self._default)
+    def _learn_sku(self, reading: Reading) -> None:
+        sku = reading.attributes.get("sku", "")
+        if self._skus.get(reading.name) != sku:
+            self._skus[reading.name] = sku
+            self._made.clear()
+
+    def _attributes(self, reading: Reading, ranks: int) -> Mapping[str, str]:
+        """Attributes of an engine; the same object while nothing changes, which spares the ledger a comparison."""
+        made = self._made.get(reading.name)
+        if made is None or made[0] is not reading.attributes or made[1] != ranks:
+            about = self._engines.get(_target(reading), self._default)
+            rank = reading.name.partition("/")[2]
+            made = (reading.attributes, ranks, {**reading.attributes, **self._added(about, rank, ranks)})
+            self._made[reading.name] = made
+        return made[2]
+
+    def _added(self, about: About, rank: str, ranks: int) -> dict[str, str]:
+        gpus, mapping = _share(about, rank, ranks)
         found = {"term": about.term, "site": about.site, **about.labels}
-        found |= {"dram_gib": about.dram_gib, "storage_tib": about.storage_tib, "mapping": about.mapping}
-        gpus = about.gpus
-        if gpus and about.per_replica and rank.split("/")[0].isdigit():
-            first = int(rank.split("/")[0]) * about.per_replica
-            gpus = gpus[first : first + about.per_replica] or None
+        found |= {"dram_gib": about.dram_gib, "storage_tib": about.storage_tib, "mapping": mapping}
         if gpus is not None:
             found["gpus"] = ",".join(gpus)
             found["sku"] = about.sku or next((self._skus[uuid] for uuid in gpus if uuid in self._skus), "")
         return {key: value for key, value in found.items() if value or key == "gpus"}
+
+
+def _target(reading: Reading) -> str:
+    return reading.name.partition("/")[0]
+
+
+def _share(about: About, rank: str, ranks: int) -> tuple[tuple[str, ...] | None, str]:
+    """GPUs of one rank, None where that cannot be told, and how that is known or why it is not."""
+    gpus, count = about.gpus, about.per_replica
+    if not gpus or (ranks == 1 and count in {None, len(gpus)}):
+        return gpus, about.mapping
+    if count is None:
+        # each of them holding all would be paid for several times
+        return None, f"{ranks} ranks answer for {len(gpus)} GPUs: say gpus_per_replica"
+    number = rank.partition("/")[0]
+    first = int(number) * count if number.isdecimal() else len(gpus)
+    own = gpus[first : first + count]
+    if len(own) < count:
+        return None, f"rank {rank} with {count} GPUs is beyond the {len(gpus)} that are named"
+    return own, about.mapping

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kvtally.agent.accounts import Payment, Window, facts_of, widened
 from kvtally.agent.finding import Finding, utc_text
 from kvtally.agent.price import nano_to_text, rate_text
+from kvtally.agent.split import Split, lent
 from kvtally.agent.unit_cost import Tokens, tokens_of, unit_costs
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def cost_report(
     asked = widened(asked, reader.raw_from(), extent[1])
     facts = facts_of(reader, asked, book, payment)
     caches = {target.name.split("/")[0] for target in reader.targets().values() if target.kind == "cache"}
+    facts = _with_laws(facts)
     groups: dict[tuple[tuple[str, str | None], ...], list[Facts]] = {}
     for one in facts:
         groups.setdefault(_key(one, by), []).append(one)
@@ -83,6 +85,25 @@ def cost_report(
     real = Window(spans[0][0], spans[-1][1]) if spans else asked
     found += reader.findings(real.start_ns, real.end_ns)
     return Report(real, sum(b - a for a, b in spans), book.currency, rendered, _unique(found))
+
+
+def _with_laws(facts: Sequence[Facts]) -> list[Facts]:
+    """Hours that could not carry a law of their own borrow their replica's best: the one from the most slices."""
+    best: dict[str, Split] = {}
+    for one in facts:
+        if one.replica is not None and one.split is not None:
+            known = best.get(one.replica.name)
+            if known is None or one.split.slices > known.slices:
+                best[one.replica.name] = one.split
+    filled: list[Facts] = []
+    for one in facts:
+        law = best.get(one.replica.name) if one.replica is not None and one.split is None else None
+        steps, computed = one.work.get("steps"), one.work.get("computed_tokens")
+        if law is not None and steps is not None and computed is not None:
+            filled.append(one._replace(split=lent(law, steps, computed)))
+        else:
+            filled.append(one)
+    return filled
 
 
 def default_window(extent: tuple[int, int]) -> Window:

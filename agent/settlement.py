@@ -40,7 +40,7 @@ def due_hours(reader: LedgerReader, now_ns: int) -> list[int]:
 
 
 def _overtaken(reader: LedgerReader, done: Mapping[int, int]) -> set[int]:
-    """Settled hours that intervals reach into which came later; those whose raw intervals have left stay as they are."""
+    """Settled hours that later intervals reach into; those whose raw intervals have left stay as they are."""
     raw_from = reader.raw_from()
     if raw_from is None:
         return set()
@@ -63,7 +63,7 @@ def settle(reader: LedgerReader, hour_ns: int, book: RateBook, payment: Payment,
     charges = [charge for one in facts for charge in _charges(one, hour_ns, revision, ids)]
     body = {"facts": [_entry(one) for one in facts]}
     why = CAME_LATER if revision > 1 and reason == CLOSED else reason
-    reader.write_settlement(hour_ns, revision, why, begun, body, charges)
+    reader.write_settlement(hour_ns, revision, reason=why, intervals=begun, facts=body, charges=charges)
     return revision
 
 

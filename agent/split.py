@@ -108,5 +108,27 @@ def fit(pieces: Sequence[Slice]) -> Split | None:
     return Split(low, point, high, step_ns, token_ns, len(slices))
 
 
+def lent(law: Split, steps: int, computed_tokens: int) -> Split | None:
+    """The law of another time applied to this one's work; None where there was no work.
+
+    The interval keeps its width in log odds: the costs are as uncertain as they were, the mix is another.
+    """
+    prefill, decode = law.token_ns * computed_tokens, law.step_ns * steps
+    if not prefill + decode:
+        return None
+    point = prefill / (prefill + decode)
+    factors = [_odds(bound) / _odds(law.point) if 0 < law.point < 1 else 1.0 for bound in (law.low, law.high)]
+    low, high = (_share(_odds(point) * factor) for factor in factors)
+    return Split(low, point, high, law.step_ns, law.token_ns, law.slices)
+
+
+def _odds(share: float) -> float:
+    return share / (1 - share) if share < 1 else math.inf
+
+
+def _share(odds: float) -> float:
+    return 1.0 if math.isinf(odds) or math.isnan(odds) else odds / (1 + odds)
+
+
 def _dot(left: Sequence[float], right: Sequence[float]) -> float:
     return math.fsum(a * b for a, b in zip(left, right, strict=True))

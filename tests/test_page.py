@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtally.collectors.base import CollectError
-from kvtally.collectors.exposition import Series
 from kvtally.collectors.lmcache import LmcacheMapping
 from kvtally.collectors.page import Detail, PageMapper, Pick, Plan, bucket_details, positions
 from kvtally.collectors.vllm import VllmMapping
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Sequence
+
+    from kvtally.collectors.exposition import Series
 
 PAGES = Path(__file__).parent / "fixtures" / "pages"
 CONSECUTIVE = sorted(PAGES.glob("h100-lmcache-in-process/*.prom"))

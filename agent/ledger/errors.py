@@ -29,24 +29,36 @@ class LedgerRevision(LedgerError):  # noqa: N818  # as above
     """The ledger's schema is not the one that this kvtally knows."""
 
 
+# what SQLite says, and what it means: (words of its message), class, what, what to do
+_SAID: tuple[tuple[tuple[str, ...], type[LedgerError], str, str], ...] = (
+    (("locked", "busy"), LedgerBusy, "locked by another process", "close the program that holds it; nothing is lost"),
+    (("full",), LedgerUnreachable, "the disk is full", "free space; the next interval then covers the gap"),
+    (
+        ("readonly", "read-only"),
+        LedgerUnreachable,
+        "read-only",
+        "give kvtally's user the right to write the file and its folder",
+    ),
+    (
+        ("malformed", "not a database", "corrupt"),
+        LedgerUnreachable,
+        "damaged or not a SQLite database ({error})",
+        "move the file away and start anew, or restore a copy; `sqlite3 FILE .recover` saves what is readable",
+    ),
+    (
+        ("unable to open",),
+        LedgerUnreachable,
+        "cannot be opened",
+        "it must be a file in a folder that exists, both of them readable and writable",
+    ),
+    (("disk i/o",), LedgerUnreachable, "the disk does not answer ({error})", "look at the kernel's log"),
+)
+
+
 def explained(path: str, error: Exception) -> LedgerError:
     """One clear error for what SQLite says: what, where, what to do."""
     text = str(error).lower()
-    if "locked" in text or "busy" in text:
-        return LedgerBusy(f"{path}: locked by another process", "close the program that holds it; nothing is lost")
-    if "full" in text:
-        return LedgerUnreachable(f"{path}: the disk is full", "free space; the next interval then covers the gap")
-    if "readonly" in text or "read-only" in text:
-        return LedgerUnreachable(f"{path}: read-only", "give kvtally's user the right to write the file and its folder")
-    if "malformed" in text or "not a database" in text or "corrupt" in text:
-        return LedgerUnreachable(
-            f"{path}: damaged or not a SQLite database ({error})",
-            "move the file away and start anew, or restore a copy; `sqlite3 FILE .recover` saves what is readable",
-        )
-    if "unable to open" in text:
-        return LedgerUnreachable(
-            f"{path}: cannot be opened", "it must be a file in a folder that exists and is writable"
-        )
-    if "disk i/o" in text:
-        return LedgerUnreachable(f"{path}: the disk does not answer ({error})", "look at the kernel's log")
+    for words, kind, what, hint in _SAID:
+        if any(word in text for word in words):
+            return kind(f"{path}: {what.format(error=error)}", hint)
     return LedgerUnreachable(f"{path}: {error}", "`kvtally ledger audit` tells whether the ledger is whole")

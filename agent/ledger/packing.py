@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+_MORE = 128  # the bit of a byte that says: another follows
+
+
 def packed(differences: Sequence[int] | None) -> bytes | None:
     """Pack non-negative differences; zeros cost nothing. None (unknown) stays None."""
     if differences is None:
@@ -18,8 +21,8 @@ def packed(differences: Sequence[int] | None) -> bytes | None:
         if difference:
             for number in (position - last, difference):
                 rest = number
-                while rest > 127:
-                    out.append(rest & 127 | 128)
+                while rest >= _MORE:
+                    out.append(rest % _MORE | _MORE)
                     rest >>= 7
                 out.append(rest)
             last = position
@@ -33,9 +36,9 @@ def unpacked(data: bytes | None, length: int) -> tuple[int, ...] | None:
     numbers: list[int] = []
     number, shift = 0, 0
     for byte in data:
-        number |= (byte & 127) << shift
+        number |= byte % _MORE << shift
         shift += 7
-        if byte < 128:
+        if byte < _MORE:
             numbers.append(number)
             number, shift = 0, 0
     if shift or len(numbers) % 2:

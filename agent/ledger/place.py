@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from typing import IO
+from typing import IO, Self
 
 from kvtally.agent.ledger.columns import HEAD_REVISION
 from kvtally.agent.ledger.errors import LedgerBusy, LedgerError, LedgerRevision, LedgerUnreachable, explained
@@ -85,9 +85,9 @@ class WriterLock:
         self._path = f"{path}.lock"
         self._file: IO[str] | None = None
 
-    def __enter__(self) -> WriterLock:
+    def __enter__(self) -> Self:
         try:
-            self._file = open(self._path, "a+", encoding="ascii")  # noqa: SIM115, PTH123  # held until __exit__
+            self._file = open(self._path, "a+", encoding="ascii")  # noqa: PTH123  # held until __exit__
         except OSError as error:
             raise LedgerUnreachable(f"{self._path}: {error.strerror}", "choose another place with --ledger") from error
         try:

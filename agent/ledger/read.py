@@ -188,13 +188,13 @@ class LedgerReader:
         """Every settled hour, and how many engine intervals had begun in it when it was settled last."""
         c = schema.settlement.c
         query = select(c.period_start_ns, c.intervals).order_by(c.period_start_ns, c.revision)
-        return {hour: intervals for hour, intervals in self.connection.execute(query)}
+        return {row.period_start_ns: row.intervals for row in self.connection.execute(query)}
 
     def begun(self, start_ns: int, end_ns: int) -> dict[int, int]:
         """How many engine intervals begin in each hour of [start_ns, end_ns)."""
         c = schema.hours["engine"].c
-        query = select(c.hour_ns, func.sum(c.intervals)).where(c.hour_ns >= start_ns, c.hour_ns < end_ns)
-        return {hour: count for hour, count in self.connection.execute(query.group_by(c.hour_ns))}
+        query = select(c.hour_ns, func.sum(c.intervals).label("begun")).where(c.hour_ns >= start_ns, c.hour_ns < end_ns)
+        return {row.hour_ns: row.begun for row in self.connection.execute(query.group_by(c.hour_ns))}
 
     def charges(self, start_ns: int, end_ns: int) -> Iterator[Mapping[str, Any]]:
         """Charges of the hours in [start_ns, end_ns), every revision."""
@@ -227,6 +227,7 @@ class LedgerReader:
         self,
         hour_ns: int,
         revision: int,
+        *,
         reason: str,
         intervals: int,
         facts: object,

@@ -20,7 +20,6 @@ _INTERVALS = ("engine_interval", "cache_interval", "gpu_interval", "filesystem_i
 
 def upgrade() -> None:
     """Create every table and the triggers that keep written rows as they are."""
-
     op.create_table(
         "finding",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),

@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from kvtally.agent.cadence import Stop
+from kvtally.agent.clock import LedgerClock
+from kvtally.agent.config import Config, Engine, Gpu, Labels, Scrape, complete
+from kvtally.agent.engine_recording import folder_names
+from kvtally.agent.ledger.append import LedgerWriter
+from kvtally.agent.ledger.place import connect
+from kvtally.agent.ledger.upgrade import upgrade
+from kvtally.agent.log import Log
+from kvtally.agent.recorder import Recorded, Recorder
+from kvtally.agent.recording import Failure, GpuLine, HostLine, Page, RecordingError, open_recording
+from kvtally.agent.recording_writer import pack
+from kvtally.agent.replay import Replay, Replayed
+from kvtally.collectors.base import CollectError
+from kvtally.collectors.gpu import GpuIntegrator, GpuSample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from kvtally.collectors.base import Reading
+
+FAST_SECONDS = 0.1
+UUIDS = ("GPU-a", "GPU-b")
+
+
+class Metrics:
+    """What an engine counts; every page that it gives counts 7 requests of 100 prompt and 3 output tokens more."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.totals: list[tuple[int, int]] = []  # prompt and output tokens on each page
+        labels = {"engine": "0", "model_name": "llama"}
+        self._counters = [
+            Counter(name, "Counts.", labels, registry=self.registry).labels(*labels.values())
+            for name in ("vllm:prompt_tokens", "vllm:generation_tokens", "vllm:request_success")
+        ]
+        for name in ("vllm:num_requests_running", "vllm:num_requests_waiting"):
+            Gauge(name, "Gauges.", labels, registry=self.registry).labels(*labels.values())
+        self._lock = threading.Lock()
+
+    def page(self) -> bytes:
+        with self._lock:
+            for counter, more in zip(self._counters, (700, 21, 7), strict=True):
+                counter.inc(more)
+            self.totals.append((700 * (len(self.totals) + 1), 21 * (len(self.totals) + 1)))
+            return generate_latest(self.registry)
+
+
+class EngineServer(ThreadingHTTPServer):
+    """A server on loopback that answers as an engine does; `answers` decides what becomes of a page."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.metrics = Metrics()
+        self.version = "0.25.1"
+        self.pages_given: list[bytes] = []
+        self.refused = 0
+        self.on_page: Callable[[int], bool] = lambda _: True
+
+    @property
+    def port(self) -> int:
+        return self.server_address[1]
+
+    def page(self) -> bytes | None:
+        """The next page; None for HTTP 500."""
+        if not self.on_page(len(self.pages_given) + self.refused):
+            self.refused += 1
+            return None
+        self.pages_given.append(self.metrics.page())
+        return self.pages_given[-1]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        server = cast("EngineServer", self.server)
+        body: bytes | None = None
+        if self.path == "/version":
+            body = json.dumps({"version": server.version}).encode()
+        elif self.path == "/metrics":
+            body = server.page()
+        self.send_response(200 if body else 500)
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # http.server's own word
+        """Say nothing."""
+
+
+class FakeGpus:
+    """Two GPUs in the place of NVML: the energy counter of each rises by 1 J a sample, twice that for the second."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.on_sample: Callable[[int], None] = lambda _: None
+        self.is_open = False
+        self._integrator = GpuIntegrator(time.time())
+
+    def sample(self) -> list[GpuSample]:
+        self.is_open = True
+        self.taken += 1
+        self.on_sample(self.taken)
+        return [
+            GpuSample(time.time(), uuid, index, "H100", mig=False, energy_millijoules=1000 * self.taken * (index + 1))
+            for index, uuid in enumerate(UUIDS)
+        ]
+
+    def collect(self) -> tuple[Reading, ...]:
+        for sample in self.sample():
+            self._integrator.add(sample)
+        return self._integrator.readings()
+
+    def compute_pids(self) -> dict[str, list[int]]:
+        return {UUIDS[1]: [os.getpid()]}
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+@contextmanager
+def serving() -> Iterator[EngineServer]:
+    with EngineServer() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[EngineServer]:
+    with serving() as one:
+        yield one
+
+
+def config_of(*servers: EngineServer, interval_seconds: float = FAST_SECONDS, gpu: bool = False) -> Config:
+    return Config(
+        scrape=Scrape(
+            interval_seconds=interval_seconds, timeout_seconds=5.0, ports=tuple(server.port for server in servers)
+        ),
+        labels=Labels(cluster="rome", tenant="red"),
+        gpu=Gpu(enabled=gpu),
+    )
+
+
+def recorded(config: Config, folder: Path, lines: list[str] | None = None, **given: Any) -> Recorded:
+    log = Log(write=(lines if lines is not None else []).append)
+    duration_seconds = given.pop("duration_seconds", None)
+    return Recorder(config, folder, log, **given).run(duration_seconds=duration_seconds)
+
+
+def stopping_at(server: EngineServer, page: int) -> Stop:
+    """The word to stop, given while this page (the first is 0) is being served."""
+    stop = Stop()
+
+    def on_page(number: int) -> bool:
+        if number >= page:
+            stop.set()
+        return True
+
+    server.on_page = on_page
+    return stop
+
+
+def replayed(recording: Path, ledger: Path) -> Replayed:
+    upgrade(f"sqlite:///{ledger}")
+    with closing(LedgerWriter(connect(str(ledger)), str(ledger))) as writer:
+        return Replay(open_recording(recording), writer).run()
+
+
+def asked(ledger: Path, question: str) -> Any:
+    with closing(sqlite3.connect(ledger)) as connection:
+        return connection.execute(question).fetchone()
+
+
+def dumped(ledger: Path) -> list[str]:
+    with closing(sqlite3.connect(ledger)) as connection:
+        return list(connection.iterdump())
+
+
+def meta_in(folder: Path) -> dict[str, Any]:
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    return meta
+
+
+def size_of(folder: Path) -> int:
+    return sum(place.stat().st_size for place in folder.rglob("*") if place.is_file())
+
+
+def test_a_replay_counts_what_the_server_counted_from_the_first_page_to_the_last(
+    server: EngineServer, tmp_path: Path
+) -> None:
+    place, packed = tmp_path / "live", tmp_path / "live.tar.xz"
+    stop = stopping_at(server, 20)  # page 0 is discovery's
+    done = recorded(config_of(server), place, stop=stop)
+    pages = [event.body for event in open_recording(place).events() if isinstance(event, Page)]
+    assert done.pages == len(pages) >= 19
+    assert set(pages) <= set(server.pages_given)
+    assert pages[-1] == server.pages_given[-1]  # the last is taken when the word has come
+    first, last = (server.metrics.totals[server.pages_given.index(page)] for page in (pages[0], pages[-1]))
+    pack(place, packed)
+    for recording, ledger in ((place, tmp_path / "folder.db"), (packed, tmp_path / "packed.db")):
+        assert replayed(recording, ledger).pages == done.pages
+        question = "SELECT sum(prompt_tokens), sum(generated_tokens), sum(missed), count(*) FROM engine_interval"
+        assert asked(ledger, question) == (last[0] - first[0], last[1] - first[1], 0, done.pages - 1)
+        assert asked(ledger, "SELECT count(*) > 0, sum(cpu_ns) > 0 FROM process_interval") == (1, 1)
+    assert dumped(tmp_path / "folder.db") == dumped(tmp_path / "packed.db")
+
+
+def test_meta_tells_the_engine_and_how_it_was_recorded(server: EngineServer, tmp_path: Path) -> None:
+    lines: list[str] = []
+    place = tmp_path / "monday"
+    recorded(config_of(server), place, lines, stop=stopping_at(server, 2))
+    meta = meta_in(place)
+    start, end = meta["recorded"]["start"], meta["recorded"]["end"]
+    first, *_, last = (event.t_ns / 1e9 for event in open_recording(place).events() if isinstance(event, Page))
+    assert start - 0.001 <= first < last <= end  # a page is named by its millisecond
+    expected = {
+        "name": "monday",
+        "engine": "vllm",
+        "engine_version": "0.25.1",
+        "target": f"127.0.0.1:{server.port}",
+        "labels": {"cluster": "rome", "tenant": "red"},
+        "gpus": None,  # unknown; [] would be an engine without a GPU
+        "interval_seconds": 0.1,
+    }
+    assert {key: meta[key] for key in expected} == expected
+    assert meta["engine_args"]  # our own, since the server runs in this process
+    assert f"recording target=127.0.0.1:{server.port}" in lines[0]
+    assert "told to stop" in lines[-1]
+
+
+def test_pages_that_fail_are_failures_and_the_interval_across_them_says_how_many(
+    server: EngineServer, tmp_path: Path
+) -> None:
+    stop = Stop()
+
+    def on_page(number: int) -> bool:
+        if number == 9:
+            stop.set()
+        return number not in {4, 5, 6}
+
+    server.on_page = on_page
+    lines: list[str] = []
+    place, ledger = tmp_path / "live", tmp_path / "live.db"
+    done = recorded(config_of(server), place, lines, stop=stop)
+    failures = [event for event in open_recording(place).events() if isinstance(event, Failure)]
+    assert [(event.source, "HTTP 500" in event.error) for event in failures] == [("vllm", True)] * 3
+    assert done.failed_scrapes == server.refused == 3
+    assert sum("HTTP 500" in line for line in lines) == 1  # a complaint a minute
+    found = replayed(place, ledger)
+    assert [finding.kind for finding in found.findings] == ["scrapes_failed"]
+    # pages 1 2 3 . . . 7 8 9 and one more: 700 prompt tokens each, those of the failed ones were never counted
+    assert asked(ledger, "SELECT max(missed), sum(missed) FROM engine_interval") == (3, 3)
+    assert asked(ledger, "SELECT sum(prompt_tokens) FROM engine_interval")[0] == 700 * (done.pages - 1)
+
+
+def test_each_scrape_has_its_line(server: EngineServer, tmp_path: Path) -> None:
+    place = tmp_path / "live"
+    done = recorded(config_of(server, gpu=True), place, stop=stopping_at(server, 3), open_gpus=lambda _: FakeGpus())
+    lines = [json.loads(line) for line in (place / "scrapes.jsonl").read_text(encoding="utf-8").splitlines()]
+    sources = [line["source"] for line in lines]
+    assert sources.count("vllm") == sources.count("host") == done.pages
+    assert sources.count("gpu") == done.gpu_lines
+    assert all(line["error"] is None and line["took_seconds"] >= 0 for line in lines)
+
+
+def test_the_host_lines_hold_the_engines_processes_and_the_memory(server: EngineServer, tmp_path: Path) -> None:
+    place = tmp_path / "live"
+    recorded(config_of(server), place, stop=stopping_at(server, 2))
+    host = [event.line for event in open_recording(place).events() if isinstance(event, HostLine)]
+    assert host
+    for line in host:
+        assert line["processes"][0]["pid"] == os.getpid()
+        assert set(line["memory_kib"]) == {"MemFree", "MemAvailable", "Cached"}
+
+
+def test_gpus_are_sampled_as_finely_as_asked_for(server: EngineServer, tmp_path: Path) -> None:
+    stop = Stop()
+    gpus = FakeGpus()
+    gpus.on_sample = lambda number: stop.set() if number == 13 else None
+    place, ledger = tmp_path / "live", tmp_path / "live.db"
+    config = config_of(server, interval_seconds=300.0, gpu=True)
+    done = recorded(config, place, stop=stop, gpu_every_seconds=0.02, open_gpus=lambda _: gpus)
+    # the first two samples are discovery's and meta.json's; the one that stops it is the last but none
+    assert (done.gpu_lines, done.pages) == (11, 2)
+    assert not gpus.is_open
+    lines = [event.line for event in open_recording(place).events() if isinstance(event, GpuLine)]
+    assert [gpu["energy_millijoules"] for gpu in lines[0]["gpus"]] == [3000, 6000]
+    assert meta_in(place)["gpus"] == [{"index": 1, "uuid": "GPU-b", "name": "H100"}]  # whose process it is
+    assert meta_in(place)["gpus_per_replica"] is None
+    replayed(place, ledger)
+    # of GPU-b from the last sample before page 1 to the very last one: 2 J each
+    assert asked(ledger, "SELECT sum(energy_mj) % 2000, count(DISTINCT target_id) FROM gpu_interval") == (0, 2)
+
+
+def test_a_driver_that_fails_does_not_stop_the_pages(server: EngineServer, tmp_path: Path) -> None:
+    gpus = FakeGpus()
+
+    def on_sample(number: int) -> None:
+        if number > 3:
+            raise CollectError("the NVIDIA driver went away", "wait")
+
+    gpus.on_sample = on_sample
+    lines: list[str] = []
+    place = tmp_path / "live"
+    stop = stopping_at(server, 5)
+    done = recorded(config_of(server, gpu=True), place, lines, stop=stop, open_gpus=lambda _: gpus)
+    failures = [event for event in open_recording(place).events() if isinstance(event, Failure)]
+    assert {(event.source, event.error) for event in failures} == {("gpu", "the NVIDIA driver went away")}
+    assert (done.gpu_lines, done.pages) == (1, 6)
+    assert sum("went away hint=wait" in line for line in lines) == 1
+
+
+def test_of_several_engines_each_has_a_recording_of_its_own(server: EngineServer, tmp_path: Path) -> None:
+    lines: list[str] = []
+    place = tmp_path / "two"
+    with serving() as other:
+        config = config_of(server, other, gpu=True)
+        given = tuple(
+            complete(Engine(url=f"http://127.0.0.1:{one.port}", gpus=(uuid,), gpus_per_replica=1), config)
+            for one, uuid in zip((server, other), UUIDS, strict=True)
+        )
+        config = Config(scrape=config.scrape, engines=given, gpu=config.gpu)
+        stop = stopping_at(server, 4)
+        done = recorded(config, place, lines, stop=stop, open_gpus=lambda _: FakeGpus())
+        assert done.folders == tuple(place / f"127.0.0.1-{one.port}" for one in (server, other))
+        for folder, one, uuid in zip(done.folders, (server, other), UUIDS, strict=True):
+            recording = open_recording(folder)
+            events = list(recording.events())
+            assert recording.name == f"two-127.0.0.1-{one.port}"
+            assert {event.body for event in events if isinstance(event, Page)} <= set(one.pages_given)
+            sampled = {gpu["uuid"] for event in events if isinstance(event, GpuLine) for gpu in event.line["gpus"]}
+            assert sampled == {uuid}  # the other's GPU would seem to be free
+            assert recording.meta["gpus"][0]["uuid"] == uuid
+            assert recording.meta["gpus_per_replica"] == 1
+    assert any("2 engines: each is recorded into a folder of its own" in line for line in lines)
+
+
+def test_folders_are_named_after_their_targets() -> None:
+    targets = ["127.0.0.1:8000", "[::1]:8000", "prod/llama", "prod llama", "..", "127.0.0.1:8000"]
+    expected = ["127.0.0.1-8000", "1-8000", "prod-llama", "prod-llama-2", "engine", "127.0.0.1-8000-2"]
+    assert folder_names(targets) == expected
+
+
+def test_without_an_engine_nothing_is_made(tmp_path: Path) -> None:
+    config = Config(scrape=Scrape(ports=(1,)), gpu=Gpu(enabled=False))
+    with pytest.raises(RecordingError, match="no vLLM engine found on ports 1") as caught:
+        recorded(config, tmp_path / "none")
+    assert "[[engine]]" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_is_left_alone(server: EngineServer, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine", encoding="utf-8")
+    with pytest.raises(RecordingError, match="is not empty"):
+        recorded(config_of(server), tmp_path)
+    with serving() as other, pytest.raises(RecordingError, match="is not empty"):
+        recorded(config_of(server, other), tmp_path)
+    assert [place.name for place in tmp_path.iterdir()] == ["notes"]
+
+
+def test_a_listed_engine_that_is_down_is_waited_for(tmp_path: Path) -> None:
+    with serving() as gone:
+        url = f"http://127.0.0.1:{gone.port}/metrics"
+    config = config_of()
+    engine = complete(Engine(url=url, name="late"), config)
+    config = Config(scrape=config.scrape, engines=(engine,), gpu=config.gpu)
+    lines: list[str] = []
+    stop = Stop()
+    place = tmp_path / "late"
+    recorder = Recorder(config, place, Log(write=lines.append), stop=stop)
+    thread = threading.Thread(target=recorder.run, kwargs={"duration_seconds": None})
+    thread.start()
+    scrapes = place / "scrapes.jsonl"
+    wait_for(lambda: scrapes.exists() and b"refused" in scrapes.read_bytes(), thread)
+    EngineServer.allow_reuse_address = True
+    server = EngineServer.__new__(EngineServer)
+    server_port = int(url.split(":")[2].split("/")[0])
+    EngineServer.__init__(server, server_port)
