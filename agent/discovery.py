@@ -35,6 +35,7 @@ class FoundEngine(NamedTuple):
     gpus               UUIDs in the order of its ranks; () for none, None for unknown
     gpu_evidence       what decided, or why nothing did
     data_parallel      ranks that this server runs here; they split `gpus` in order
+    logs_scrapes       whether it writes a line for every scrape; None where its command line is not to be seen
     kv_paths           directories of its KV cache tiers, as the engine's own mount namespace names them
     """
 
@@ -49,6 +50,7 @@ class FoundEngine(NamedTuple):
     pipeline_parallel: int | None
     kv_paths: tuple[str, ...]
     data_parallel: int | None = None
+    logs_scrapes: bool | None = None
 
 
 class Listener(NamedTuple):
@@ -221,6 +223,7 @@ def _engine(
         pipeline_parallel=needed.pipeline,
         kv_paths=placement.kv_paths(arguments, environment),
         data_parallel=None if needed.gpus is None else needed.data,
+        logs_scrapes=placement.logs_scrapes(arguments),
     )
 
 

@@ -99,7 +99,7 @@ def _engine(name: str, taken: Scrape, about: About, *, restricted: bool) -> Chec
     parts = [f"vLLM {version}", first.attributes.get("model", "")]
     parts.append(f"{len(engines)} ranks" if len(engines) > 1 else "")
     parts += [f"cache: {cache.attributes.get('cache')}" for cache in caches]
-    parts.append("asked for the wanted families alone" if restricted else "whole page")
+    parts.append("asked for the wanted families alone" if restricted else "whole page read")
     state = "partial" if missing else "ok"
     return Checked(target, state, ", ".join(part for part in parts if part), tuple(missing))
 

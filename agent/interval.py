@@ -296,7 +296,7 @@ def _detail_differences(
     if all(change >= 0 for change in changes):
         return changes, names, details
     behind["details"] = BACKWARDS
-    return None, names, tuple(map(max, details, before))
+    return None, names, before
 
 
 def _busy(values: tuple[float | None, ...]) -> bool | None:

@@ -120,6 +120,16 @@ def sizes(arguments: Sequence[str]) -> Sizes:
     return Sizes(tensor, pipeline, context or 1, data or 1)
 
 
+def logs_scrapes(arguments: Sequence[str]) -> bool | None:
+    """Whether vLLM's access log has a line for every scrape; None where the command line does not tell."""
+    if not is_vllm(arguments) or is_title(arguments):
+        return None
+    given = options(arguments)
+    if "--disable-uvicorn-access-log" in given or given.get("--uvicorn-log-level") in {"warning", "error", "critical"}:
+        return False
+    return "/metrics" not in given.get("--disable-access-log-for-endpoints", "").split(",")
+
+
 def kv_paths(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[str, ...]:
     """Directories of KV cache tiers that the command line or the environment name, as the engine sees them."""
     named: list[str] = [environment.get(name, "") for name in PATH_VARIABLES]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.config import Config, Engine, Labels, complete
+from kvtally.agent.config_file import ConfigError
 from kvtally.agent.replica import About
 from kvtally.collectors.base import CollectError, Collector, NoData
 from kvtally.collectors.engine_page import EnginePage
@@ -111,8 +112,13 @@ class Sources:
     def _add(self, engine: Engine, found: FoundEngine | None) -> None:
         name = engine.name
         if name not in self._pages:
-            endpoint = Endpoint(engine.url, timeout_seconds=self._config.scrape.timeout_seconds)
-            self._pages[name] = EnginePage(name, endpoint, restrict=self._config.scrape.restrict)
+            try:
+                endpoint = Endpoint(engine.url, timeout_seconds=self._config.scrape.timeout_seconds)
+            except ValueError as error:
+                raise ConfigError(f"engine {name}", str(error), "see docs/configuration.md, [[engine]]") from error
+            self._pages[name] = EnginePage(name, endpoint, restrict=self._config.scrape.restrict == "always")
+        if self._config.scrape.restrict == "auto" and found is not None and found.logs_scrapes is not None:
+            self._pages[name].allow_restricting(allowed=not found.logs_scrapes)
         self.abouts[name] = about_of(engine, found)
         pid = engine.pid or (found.pid if found else None)
         if pid is not None:

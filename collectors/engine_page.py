@@ -44,7 +44,7 @@ class EnginePage:
     `GET /metrics/?name[]=…` (with the slash) makes the engine render only what is asked for: less than half of the
     work for it. Whether the server understands is found out by comparing both pages.
 
-    restrict  False: always take the whole page
+    restrict  False: always take the whole page, until `allow_restricting` says otherwise
     version   the engine's version, if it shall not be asked for it
     """
 
@@ -64,7 +64,8 @@ class EnginePage:
         self.mapper = PageMapper(name, mappings, version)
         path = without_query(take_apart(endpoint.url).target).rstrip("/")
         wanted = "&".join(f"name[]={sample}" for mapping in mappings for sample in mapping.names())
-        self._restricted_target = f"{path}/?{wanted}" if restrict else None
+        self._restricted_target = f"{path}/?{wanted}"
+        self._may_restrict = restrict
         self._version_target = f"{path.rpartition('/')[0]}/version"
         self._asks_version = version is None
         self._recheck_scrapes = recheck_scrapes
@@ -78,6 +79,12 @@ class EnginePage:
     def restricted(self) -> bool:
         """Whether the engine renders only what is read."""
         return self._target is not None
+
+    def allow_restricting(self, *, allowed: bool) -> None:
+        """Say anew whether it may be asked for the wanted families alone."""
+        if allowed != self._may_restrict:
+            self._may_restrict = allowed
+            self._target, self._until_check = None, 0
 
     def collect(self) -> tuple[Reading, ...]:
         """Scrape once; CollectError if the page cannot be had or read."""
@@ -126,7 +133,7 @@ class EnginePage:
 
     def _can_restrict(self, whole: bytes) -> bool:
         """Whether a restricted page shows the same series and is smaller."""
-        if self._restricted_target is None:
+        if not self._may_restrict:
             return False
         try:
             part = self._endpoint.get(self._restricted_target).body

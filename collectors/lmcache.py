@@ -32,10 +32,8 @@ _COUNTED: Mapping[str, tuple[str, bool]] = {
 
 
 def spelled(sample_name: str) -> str:
-    """The sample's name with LMCache's own colon; `lmcache_mp_` is another program and stays as it is."""
-    if sample_name.startswith("lmcache_") and not sample_name.startswith("lmcache_mp_"):
-        return "lmcache:" + sample_name[8:]
-    return sample_name
+    """The sample's name with LMCache's own colon, which OpenMetrics without escaping=allow-utf-8 rewrites."""
+    return "lmcache:" + sample_name[8:] if sample_name.startswith("lmcache_") else sample_name
 
 
 class LmcacheMapping:

@@ -55,7 +55,7 @@ def test_every_table_of_a_file_is_read(tmp_path: Path) -> None:
     ports = [9000]
     discover = false
     discover_every_seconds = 30
-    restrict = false
+    restrict = "never"
     [gpu]
     enabled = false
     energy_every_seconds = 20
@@ -73,7 +73,7 @@ def test_every_table_of_a_file_is_read(tmp_path: Path) -> None:
     level = "debug"
     """
     config = load(written(tmp_path, text), {})
-    assert config.scrape == Scrape(1.0, 0.25, False, 30.0, (9000,), False)
+    assert config.scrape == Scrape(1.0, 0.25, False, 30.0, (9000,), "never")
     assert (config.gpu.enabled, config.gpu.energy_every_seconds, config.gpu.gpm_every_seconds) == (False, 20, 30.5)
     assert (config.host.processes, config.host.disks, config.host.cgroup) == (False, False, False)
     assert (config.rates.default_card, config.ledger.retention_days) == (False, 7)

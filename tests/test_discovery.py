@@ -163,6 +163,7 @@ def test_an_engine_is_described_by_its_topmost_process(machine: Machine) -> None
         "pipeline_parallel": 1,
         "kv_paths": ("/mnt/kv",),
         "data_parallel": 1,
+        "logs_scrapes": True,
     }
     assert "SECRET" not in repr(found)
 

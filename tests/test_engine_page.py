@@ -252,6 +252,22 @@ def test_with_restriction_off_only_the_page_and_the_version_are_asked_for(
     assert engine.paths() == ["/metrics", "/version", "/metrics"]
 
 
+def test_restriction_is_switched_while_it_runs(engine: Engine, visit: Callable[..., EnginePage]) -> None:
+    page = visit(restrict=False)
+    page.collect()
+    page.allow_restricting(allowed=False)
+    page.collect()
+    assert not page.restricted
+    page.allow_restricting(allowed=True)
+    page.collect()
+    assert page.restricted
+    engine.paths()
+    page.collect()
+    page.allow_restricting(allowed=False)
+    page.collect()
+    assert engine.paths() == ["/metrics/", "/metrics", "/version"]
+
+
 def offload(registry: CollectorRegistry) -> None:
     Counter("vllm:kv_offload_load_bytes", "Loaded.", LABELS, registry=registry).labels(**OF_ENGINE).inc(4096)
 

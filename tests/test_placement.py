@@ -4,7 +4,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvtally.agent.placement import Host, Placement, Sizes, accelerator_driver, is_vllm, kv_paths, place, sizes
+from kvtally.agent.placement import (
+    Host,
+    Placement,
+    Sizes,
+    accelerator_driver,
+    is_vllm,
+    kv_paths,
+    logs_scrapes,
+    place,
+    sizes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -204,3 +214,21 @@ def test_directories_of_tiers_are_found(
     arguments: list[str], environment: Mapping[str, str], expected: tuple[str, ...]
 ) -> None:
     assert kv_paths(arguments, environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("vllm serve m", True),
+        ("vllm serve m --disable-uvicorn-access-log", False),
+        ("vllm serve m --uvicorn-log-level warning", False),
+        ("vllm serve m --disable-access-log-for-endpoints /health,/metrics", False),
+        ("vllm serve m --disable_access_log_for_endpoints=/metrics/,/metrics", False),
+        ("vllm serve m --disable-access-log-for-endpoints /health", True),
+        ("VLLM::EngineCore", None),
+        ("nginx -g daemon", None),
+        ("", None),
+    ],
+)
+def test_the_command_line_tells_whether_every_scrape_is_logged(words: str, expected: bool | None) -> None:
+    assert logs_scrapes(words.split()) is expected

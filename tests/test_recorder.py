@@ -19,15 +19,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from kvtally.agent.cadence import Stop
 from kvtally.agent.clock import LedgerClock
 from kvtally.agent.config import Config, Engine, Gpu, Labels, Scrape, complete
-from kvtally.agent.engine_recording import folder_names
+from kvtally.agent.engine_recording import folder_names, meta_of
 from kvtally.agent.ledger.append import LedgerWriter
 from kvtally.agent.ledger.place import connect
 from kvtally.agent.ledger.upgrade import upgrade
 from kvtally.agent.log import Log
 from kvtally.agent.recorder import Recorded, Recorder
-from kvtally.agent.recording import Failure, GpuLine, HostLine, Page, RecordingError, open_recording
+from kvtally.agent.recording import Event, Failure, GpuLine, HostLine, Page, RecordingError, open_recording
 from kvtally.agent.recording_writer import pack
 from kvtally.agent.replay import Replay, Replayed
+from kvtally.agent.replica import About
 from kvtally.collectors.base import CollectError
 from kvtally.collectors.gpu import GpuIntegrator, GpuSample
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from kvtally.collectors.base import Reading
 
-FAST_SECONDS = 0.1
+FAST_SECONDS = 0.05
 UUIDS = ("GPU-a", "GPU-b")
 
 
@@ -69,8 +70,8 @@ class EngineServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.metrics = Metrics()
         self.version = "0.25.1"
         self.pages_given: list[bytes] = []
@@ -140,8 +141,8 @@ class FakeGpus:
 
 
 @contextmanager
-def serving() -> Iterator[EngineServer]:
-    with EngineServer() as server:
+def serving(port: int = 0) -> Iterator[EngineServer]:
+    with EngineServer(port) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -213,20 +214,32 @@ def test_a_replay_counts_what_the_server_counted_from_the_first_page_to_the_last
     server: EngineServer, tmp_path: Path
 ) -> None:
     place, packed = tmp_path / "live", tmp_path / "live.tar.xz"
-    stop = stopping_at(server, 20)  # page 0 is discovery's
-    done = recorded(config_of(server), place, stop=stop)
-    pages = [event.body for event in open_recording(place).events() if isinstance(event, Page)]
-    assert done.pages == len(pages) >= 19
-    assert set(pages) <= set(server.pages_given)
-    assert pages[-1] == server.pages_given[-1]  # the last is taken when the word has come
-    first, last = (server.metrics.totals[server.pages_given.index(page)] for page in (pages[0], pages[-1]))
+    config = config_of(server, interval_seconds=0.1, gpu=True)
+    # page 0 is discovery's
+    done = recorded(config, place, stop=stopping_at(server, 20), open_gpus=lambda _: FakeGpus())
+    events = list(open_recording(place).events())
+    assert [event.body for event in events if isinstance(event, Page)] == server.pages_given[1:]
+    assert done.pages == 20
     pack(place, packed)
-    for recording, ledger in ((place, tmp_path / "folder.db"), (packed, tmp_path / "packed.db")):
-        assert replayed(recording, ledger).pages == done.pages
+    for recorded_at, ledger in ((place, tmp_path / "folder.db"), (packed, tmp_path / "packed.db")):
+        assert replayed(recorded_at, ledger).pages == 20
         question = "SELECT sum(prompt_tokens), sum(generated_tokens), sum(missed), count(*) FROM engine_interval"
-        assert asked(ledger, question) == (last[0] - first[0], last[1] - first[1], 0, done.pages - 1)
+        assert asked(ledger, question) == (19 * 700, 19 * 21, 0, 19)
+        assert asked(ledger, "SELECT sum(energy_mj) FROM gpu_interval") == (millijoules_in(events),)
         assert asked(ledger, "SELECT count(*) > 0, sum(cpu_ns) > 0 FROM process_interval") == (1, 1)
     assert dumped(tmp_path / "folder.db") == dumped(tmp_path / "packed.db")
+
+
+def millijoules_in(events: list[Event]) -> int:
+    """Energy of all GPUs from the last sample before a page, the first that has one, to the very last."""
+    sums = [
+        sum(gpu["energy_millijoules"] for gpu in event.line["gpus"]) if isinstance(event, GpuLine) else None
+        for event in events
+        if isinstance(event, GpuLine | Page)
+    ]
+    first = next(at for at in range(1, len(sums)) if sums[at] is None and sums[at - 1] is not None)
+    known = [one for one in sums[first - 1 :] if one is not None]
+    return int(known[-1] - known[0])
 
 
 def test_meta_tells_the_engine_and_how_it_was_recorded(server: EngineServer, tmp_path: Path) -> None:
@@ -243,8 +256,7 @@ def test_meta_tells_the_engine_and_how_it_was_recorded(server: EngineServer, tmp
         "engine_version": "0.25.1",
         "target": f"127.0.0.1:{server.port}",
         "labels": {"cluster": "rome", "tenant": "red"},
-        "gpus": None,  # unknown; [] would be an engine without a GPU
-        "interval_seconds": 0.1,
+        "interval_seconds": 0.05,
     }
     assert {key: meta[key] for key in expected} == expected
     assert meta["engine_args"]  # our own, since the server runs in this process
@@ -272,9 +284,10 @@ def test_pages_that_fail_are_failures_and_the_interval_across_them_says_how_many
     assert sum("HTTP 500" in line for line in lines) == 1  # a complaint a minute
     found = replayed(place, ledger)
     assert [finding.kind for finding in found.findings] == ["scrapes_failed"]
-    # pages 1 2 3 . . . 7 8 9 and one more: 700 prompt tokens each, those of the failed ones were never counted
+    # pages 1 2 3 . . . 7 8 9
+    assert done.pages == 6
     assert asked(ledger, "SELECT max(missed), sum(missed) FROM engine_interval") == (3, 3)
-    assert asked(ledger, "SELECT sum(prompt_tokens) FROM engine_interval")[0] == 700 * (done.pages - 1)
+    assert asked(ledger, "SELECT sum(prompt_tokens) FROM engine_interval") == (5 * 700,)
 
 
 def test_each_scrape_has_its_line(server: EngineServer, tmp_path: Path) -> None:
@@ -301,19 +314,16 @@ def test_gpus_are_sampled_as_finely_as_asked_for(server: EngineServer, tmp_path:
     stop = Stop()
     gpus = FakeGpus()
     gpus.on_sample = lambda number: stop.set() if number == 13 else None
-    place, ledger = tmp_path / "live", tmp_path / "live.db"
+    place = tmp_path / "live"
     config = config_of(server, interval_seconds=300.0, gpu=True)
-    done = recorded(config, place, stop=stop, gpu_every_seconds=0.02, open_gpus=lambda _: gpus)
-    # the first two samples are discovery's and meta.json's; the one that stops it is the last but none
-    assert (done.gpu_lines, done.pages) == (11, 2)
-    assert not gpus.is_open
+    done = recorded(config, place, stop=stop, gpu_every_seconds=0.01, open_gpus=lambda _: gpus)
     lines = [event.line for event in open_recording(place).events() if isinstance(event, GpuLine)]
-    assert [gpu["energy_millijoules"] for gpu in lines[0]["gpus"]] == [3000, 6000]
+    # samples 1 and 2 are discovery's and meta.json's
+    assert [line["gpus"][1]["energy_millijoules"] for line in lines] == [2000 * number for number in range(3, 14)]
+    assert done.gpu_lines == 11
+    assert done.pages <= 2
+    assert not gpus.is_open
     assert meta_in(place)["gpus"] == [{"index": 1, "uuid": "GPU-b", "name": "H100"}]  # whose process it is
-    assert meta_in(place)["gpus_per_replica"] is None
-    replayed(place, ledger)
-    # of GPU-b from the last sample before page 1 to the very last one: 2 J each
-    assert asked(ledger, "SELECT sum(energy_mj) % 2000, count(DISTINCT target_id) FROM gpu_interval") == (0, 2)
 
 
 def test_a_driver_that_fails_does_not_stop_the_pages(server: EngineServer, tmp_path: Path) -> None:
@@ -330,7 +340,7 @@ def test_a_driver_that_fails_does_not_stop_the_pages(server: EngineServer, tmp_p
     done = recorded(config_of(server, gpu=True), place, lines, stop=stop, open_gpus=lambda _: gpus)
     failures = [event for event in open_recording(place).events() if isinstance(event, Failure)]
     assert {(event.source, event.error) for event in failures} == {("gpu", "the NVIDIA driver went away")}
-    assert (done.gpu_lines, done.pages) == (1, 6)
+    assert (done.gpu_lines, done.pages) == (1, 5)
     assert sum("went away hint=wait" in line for line in lines) == 1
 
 
@@ -359,6 +369,17 @@ def test_of_several_engines_each_has_a_recording_of_its_own(server: EngineServer
     assert any("2 engines: each is recorded into a folder of its own" in line for line in lines)
 
 
+def test_gpus_that_are_unknown_are_not_written_as_none_at_all() -> None:
+    known = {"GPU-a": GpuSample(1.0, "GPU-a", 0, "H100")}
+
+    def gpus(given: tuple[str, ...] | None) -> object:
+        return meta_of("name", "target", About(given), known, 0)["gpus"]
+
+    assert gpus(None) is None
+    assert gpus(()) == []
+    assert gpus(("GPU-z", "GPU-a")) == [{"uuid": "GPU-z"}, {"index": 0, "uuid": "GPU-a", "name": "H100"}]
+
+
 def test_folders_are_named_after_their_targets() -> None:
     targets = ["127.0.0.1:8000", "[::1]:8000", "prod/llama", "prod llama", "..", "127.0.0.1:8000"]
     expected = ["127.0.0.1-8000", "1-8000", "prod-llama", "prod-llama-2", "engine", "127.0.0.1-8000-2"]
@@ -382,21 +403,179 @@ def test_a_folder_in_use_is_left_alone(server: EngineServer, tmp_path: Path) -> 
     assert [place.name for place in tmp_path.iterdir()] == ["notes"]
 
 
-def test_a_listed_engine_that_is_down_is_waited_for(tmp_path: Path) -> None:
-    with serving() as gone:
-        url = f"http://127.0.0.1:{gone.port}/metrics"
-    config = config_of()
-    engine = complete(Engine(url=url, name="late"), config)
-    config = Config(scrape=config.scrape, engines=(engine,), gpu=config.gpu)
-    lines: list[str] = []
+@contextmanager
+def recording(config: Config, folder: Path, lines: list[str]) -> Iterator[None]:
+    """A recorder at work in a thread, until the block ends."""
     stop = Stop()
-    place = tmp_path / "late"
-    recorder = Recorder(config, place, Log(write=lines.append), stop=stop)
+    recorder = Recorder(config, folder, Log(write=lines.append), stop=stop)
     thread = threading.Thread(target=recorder.run, kwargs={"duration_seconds": None})
     thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+
+
+def wait_for(happens: Callable[[], bool]) -> None:
+    """Wait for what must come, within pytest's own time-out."""
+    while not happens():
+        time.sleep(0.01)
+
+
+def test_a_listed_engine_that_is_down_is_waited_for(tmp_path: Path) -> None:
+    with serving() as gone:
+        port = gone.port
+    config = config_of()
+    engine = complete(Engine(url=f"http://127.0.0.1:{port}", name="late"), config)
+    config = Config(scrape=config.scrape, engines=(engine,), gpu=config.gpu)
+    lines: list[str] = []
+    place = tmp_path / "late"
     scrapes = place / "scrapes.jsonl"
-    wait_for(lambda: scrapes.exists() and b"refused" in scrapes.read_bytes(), thread)
-    EngineServer.allow_reuse_address = True
-    server = EngineServer.__new__(EngineServer)
-    server_port = int(url.split(":")[2].split("/")[0])
-    EngineServer.__init__(server, server_port)
+    with recording(config, place, lines):
+        wait_for(lambda: scrapes.exists() and b"connection refused" in scrapes.read_bytes())
+        assert meta_in(place)["engine_version"] is None
+        with serving(port):
+            wait_for(lambda: meta_in(place)["engine_args"] is not None)  # it was looked for, and its process found
+            wait_for((place / "host.jsonl").exists)
+    events = list(open_recording(place).events())
+    assert isinstance(next(event for event in events if not isinstance(event, HostLine)), Failure)
+    assert any(isinstance(event, Page) for event in events)
+    assert any("processes" in event.line for event in events if isinstance(event, HostLine))
+    assert meta_in(place)["engine_version"] == "0.25.1"
+
+
+def test_an_engine_that_comes_back_as_another_version_is_told_of(tmp_path: Path) -> None:
+    lines: list[str] = []
+    place = tmp_path / "live"
+    with serving() as before:
+        port = before.port
+        config = config_of(before)
+        with recording(config, place, lines):
+            wait_for(lambda: len(before.pages_given) >= 3)
+            before.metrics = Metrics()  # its counters begin anew
+            before.version = "0.32.0"
+            wait_for(lambda: any("the engine was 0.25.1 and is 0.32.0 now" in line for line in lines))
+    assert port == before.port
+    assert meta_in(place)["engine_version"] == "0.25.1"
+
+
+def test_a_recording_ends_when_its_time_is_over(server: EngineServer, tmp_path: Path) -> None:
+    done = recorded(config_of(server, interval_seconds=10.0), tmp_path / "live", duration_seconds=0.3)
+    assert (done.pages, done.ended_by) == (2, "the time is over")  # the first, and one at the end
+
+
+def test_a_recording_ends_before_it_grows_too_large(server: EngineServer, tmp_path: Path) -> None:
+    lines: list[str] = []
+    place = tmp_path / "live"
+    done = recorded(config_of(server), place, lines, max_bytes=20_000)
+    assert done.ended_by == "the size limit is reached"
+    assert str(done).endswith("the size limit is reached")
+    assert "warning recorded" in lines[-1]
+    assert 10_000 < done.bytes_written == size_of(place) < 21_000
+    assert open_recording(place).page_count == done.pages > 1
+
+
+def test_a_disk_that_fills_up_ends_the_recording_and_what_is_written_stays_whole(
+    server: EngineServer, tmp_path: Path
+) -> None:
+    place = tmp_path / "live"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_page(number: int) -> bool:
+        if number == 4:  # from now on no file may grow beyond what host.jsonl is
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((place / "host.jsonl").stat().st_size, before[1]))
+        return True
+
+    server.on_page = on_page
+    lines: list[str] = []
+    try:
+        with pytest.raises(RecordingError, match="cannot be written: File too large") as caught:
+            recorded(config_of(server), place, lines)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "make room" in caught.value.hint
+    assert "it cannot be written" in lines[-1]
+    whole = open_recording(place)
+    assert whole.notes == ()
+    assert whole.page_count == len(list((place / "vllm").iterdir())) >= 3
+    assert sum(isinstance(event, HostLine) for event in whole.events()) >= 3
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from kvtally.agent.config import Config, Gpu, Scrape
+from kvtally.agent.log import Log
+from kvtally.agent.recorder import Recorder
+scrape = Scrape(interval_seconds=0.05, timeout_seconds=5.0, ports=(int(sys.argv[1]),))
+config = Config(scrape=scrape, gpu=Gpu(enabled=False))
+print(Recorder(config, Path(sys.argv[2]), Log()).run(duration_seconds=None))
+"""
+
+
+@contextmanager
+def child_recording(server: EngineServer, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", PROGRAM, str(server.port), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            wait_for(lambda: child.poll() is not None or len(server.pages_given) >= 8)
+            yield child
+        finally:
+            child.kill()
+            child.communicate()
+
+
+def test_a_recording_that_was_killed_can_be_replayed(server: EngineServer, tmp_path: Path) -> None:
+    place = tmp_path / "live"
+    with child_recording(server, place) as child:
+        child.kill()
+        child.wait()
+    with (place / "scrapes.jsonl").open("ab") as file:  # the one line that may be torn
+        file.write(b'{"t": 17954')
+    whole = open_recording(place)
+    assert whole.page_count >= 6
+    assert whole.notes == (f"scrapes.jsonl line {lines_in(place / 'scrapes.jsonl')} is torn and was left out",)
+    assert meta_in(place)["recorded"]["end"] is None
+    assert replayed(place, tmp_path / "live.db").intervals >= 5
+    assert asked(tmp_path / "live.db", "SELECT sum(prompt_tokens) FROM engine_interval")[0] == 700 * (
+        whole.page_count - 1
+    )
+
+
+def lines_in(place: Path) -> int:
+    return len(place.read_bytes().splitlines())
+
+
+def test_sigterm_ends_a_recording_with_a_last_page(server: EngineServer, tmp_path: Path) -> None:
+    place = tmp_path / "live"
+    with child_recording(server, place) as child:
+        child.send_signal(signal.SIGTERM)
+        out, err = child.communicate()
+    assert child.returncode == 0, err
+    assert out.rstrip().endswith("told to stop")
+    pages = [event.body for event in open_recording(place).events() if isinstance(event, Page)]
+    assert pages[-1] == server.pages_given[-1]
+    assert meta_in(place)["recorded"]["end"] is not None
+
+
+def test_a_wall_clock_that_is_set_leaves_the_recordings_time_even(server: EngineServer, tmp_path: Path) -> None:
+    shift_ns = 0
+
+    def on_page(number: int) -> bool:
+        nonlocal shift_ns
+        shift_ns = {3: -3600, 5: 7200}.get(number, shift_ns // 10**9) * 10**9
+        if number == 7:
+            stop.set()
+        return True
+
+    stop = Stop()
+    server.on_page = on_page
+    lines: list[str] = []
+    place = tmp_path / "live"
+    clock = LedgerClock(wall_ns=lambda: time.time_ns() + shift_ns)
+    recorded(config_of(server), place, lines, stop=stop, clock=clock)
+    pages = [event for event in open_recording(place).events() if isinstance(event, Page)]
+    assert [event.body for event in pages] == server.pages_given[1:]  # in the order in which they were served
+    assert pages[-1].t_ns - pages[0].t_ns < 60 * 10**9
+    assert any("the clock was set" in line for line in lines)

@@ -381,6 +381,12 @@ def test_gauges_that_each_front_end_shows_with_its_pid_are_not_added_up() -> Non
     assert (found["kv_usage_ppm"], found["awake"], found["waiting_requests"]) == (0.75, 1, 4)
 
 
+def test_a_secondary_counter_that_is_there_twice_is_not_told() -> None:
+    cached = 'vllm:prompt_tokens_cached_total{engine="0",model_name="m",pid="%d"} 5\n'
+    assert details(read(rank(0) + cached % 71)[0])["cached_tokens"] == 5
+    assert "cached_tokens" not in details(read(rank(0) + cached % 71 + cached % 72)[0])
+
+
 def test_a_sleeping_engine_is_not_awake() -> None:
     page = recorded("0.32.0").replace('sleep_state="awake"} 1.0', 'sleep_state="awake"} 0.0')
     assert values(read(page)[0])["awake"] == 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from importlib import import_module
 
 import click
 
 from kvtally import __version__
+from kvtally.agent.cli.group import Group
 
 # command -> where it lives and what its line in --help says (known here so that --help loads none of them)
 COMMANDS = {
@@ -22,7 +25,7 @@ COMMANDS = {
 }
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """Loads a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
@@ -54,16 +57,18 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every error is one line on stderr with a hint, and an exit status of CLI.md."""
     from kvtally.agent.failure import explain  # noqa: PLC0415  # only when something is called
 
+    _let_pass_what_cannot_be_encoded()
     try:
         status = group.main(args=arguments, prog_name="kvtally", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        sys.stderr.write(_wrong_call(error))
         sys.exit(2)
     except BrokenPipeError:
-        # the reader (head, less) has gone; python would complain about stdout at exit
-        sys.stderr.close()
+        # the reader (head, less) has gone, and Python would write into the pipe once more at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
         told = explain(error)
@@ -72,3 +77,17 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.write(told.text + "\n")
         sys.exit(told.status)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _wrong_call(error: click.ClickException) -> str:
+    """What is wrong with the call, in one line that names the page to read."""
+    context = getattr(error, "ctx", None)
+    command = "kvtally" if context is None else context.command_path
+    return f"{command}: {' '.join(error.format_message().split())} (see `{command} --help`)\n"
+
+
+def _let_pass_what_cannot_be_encoded() -> None:
+    """A name that the terminal's encoding lacks is shown escaped: it is no reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -17,7 +17,6 @@ from kvtally.agent.cli.options import (
 
 if TYPE_CHECKING:
     from kvtally.agent.accounts import Window
-    from kvtally.agent.ledger.read import LedgerReader
 
 
 @click.command(epilog="\b\nExample: cost by model of the last day\n  kvtally cost --since 24h --by model")
@@ -39,9 +38,9 @@ def cost(
 
     dimensions = dimensions_of(by)
     config, url = settings(config_path, ledger)
-    with LedgerReader(url) as reader:
-        window = window_of(reader, since, until)
-        payment = Payment(config.rates.term, config.rates.site)
+    payment = Payment(config.rates.term, config.rates.site)
+    with LedgerReader(url) as reader, reader.snapshot():
+        window = window_of(reader.extent(), since, until)
         report = cost_report(reader, window, dimensions, book_of(reader, config), payment)
     show(report.as_json(), chosen_format(form))
 
@@ -51,38 +50,40 @@ def show(answer: dict[str, object], form: str) -> None:
     if form == "json":
         from json import dumps  # noqa: PLC0415  # only here
 
-        click.echo(dumps(answer, indent=2, ensure_ascii=False))
-        return
-    from kvtally.agent import render  # noqa: PLC0415  # rich is loaded for a table only
+        click.echo(dumps(answer, indent=2))
+    elif form == "csv":
+        from kvtally.agent.render.comma_separated import rows_of  # noqa: PLC0415  # only here
 
-    if form == "csv":
-        click.echo(render.cost_csv(answer), nl=False)
+        click.echo(rows_of(answer), nl=False)
     else:
-        render.cost_table(answer)
+        from kvtally.agent.render.cost import cost_table  # noqa: PLC0415  # rich is loaded for a table only
+
+        cost_table(answer)
 
 
 def dimensions_of(by: str) -> list[str]:
-    """The dimensions named; click.BadParameter for an unknown one."""
+    """The dimensions named; click.UsageError for an unknown one."""
     from kvtally.agent.report import DIMENSIONS  # noqa: PLC0415  # as above
 
     names = [name.strip() for name in by.split(",") if name.strip()]
     for name in names:
         if name not in DIMENSIONS:
-            raise click.BadParameter(f"--by {name}: choose from {', '.join(DIMENSIONS)}")
-    return names
+            raise click.UsageError(f"--by {name}: choose from {', '.join(DIMENSIONS)}")
+    return list(dict.fromkeys(names))
 
 
-def window_of(reader: LedgerReader, since: str | None, until: str | None) -> Window | None:
-    """The window asked for; None for the default one."""
+def window_of(extent: tuple[int, int] | None, since: str | None, until: str | None) -> Window | None:
+    """The window asked for, from what the ledger spans; None for the default one. click.UsageError if it is none."""
     from kvtally.agent.accounts import Window  # noqa: PLC0415  # as above
 
     if since is None and until is None:
         return None
-    extent = reader.extent()
-    if extent is None:
-        return None
-    start = extent[0] if since is None else instant_ns(since, extent[1])
-    end = extent[1] if until is None else instant_ns(until, extent[1])
-    if end <= start:
-        raise click.BadParameter("--until must be later than --since")
-    return Window(start, end)
+    oldest_ns, newest_ns = extent or (0, 0)
+    start_ns = None if since is None else instant_ns("--since", since, newest_ns)
+    end_ns = None if until is None else instant_ns("--until", until, newest_ns)
+    if start_ns is not None and end_ns is not None and end_ns <= start_ns:
+        raise click.UsageError("--until must be later than --since")
+    if start_ns is None:
+        start_ns = min(oldest_ns, end_ns or 0)
+    # beyond what the ledger spans there is nothing: an empty answer, not an error
+    return Window(start_ns, max(newest_ns, start_ns) if end_ns is None else end_ns)

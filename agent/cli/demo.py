@@ -12,7 +12,7 @@ RECORDING = "h100-llama8b.tar.xz"
 
 
 @click.command(epilog="\b\nExample:\n  kvtally demo")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
 def demo(form: str) -> None:
     """Replay a recording of a real H100 into a temporary ledger and show what its tokens cost."""
     from kvtally.agent.accounts import Payment  # noqa: PLC0415  # --help needs none of it
@@ -22,7 +22,7 @@ def demo(form: str) -> None:
     from kvtally.agent.config import Config  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
     from kvtally.agent.recording import open_recording  # noqa: PLC0415  # as above
-    from kvtally.agent.render import recorded_banner, what_next  # noqa: PLC0415  # as above
+    from kvtally.agent.render.recorded import banner, what_next  # noqa: PLC0415  # as above
     from kvtally.agent.report import cost_report  # noqa: PLC0415  # as above
 
     recording = open_recording(files("kvtally.agent") / "demo" / RECORDING)
@@ -31,14 +31,10 @@ def demo(form: str) -> None:
         done = into_ledger(recording, url, Config())
         with LedgerReader(url) as reader:
             report = cost_report(reader, None, ["model"], book_of(reader, Config()), Payment())
-    answer = report.as_json()
-    answer = {
-        "source": {"kind": "RECORDED", "name": recording.name, "provenance": recording.meta.get("provenance")}
-    } | answer
-    if form == "json":
-        show(answer, "json")
-        return
-    seconds = (done.end_ns - done.start_ns) / 1e9
-    recorded_banner(recording.meta, seconds, done.start_ns)
-    show(answer, "table")
-    what_next()
+    source = {"kind": "RECORDED", "name": recording.name, "provenance": recording.meta.get("provenance")}
+    answer = {"source": source, **report.as_json()}
+    if form == "table":
+        banner(recording.meta, done.end_ns - done.start_ns, done.start_ns)
+    show(answer, form)
+    if form == "table":
+        what_next()

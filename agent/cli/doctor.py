@@ -41,7 +41,7 @@ def doctor(form: str | None, ledger: str | None, config_path: str | None) -> Non
 
         click.echo(dumps(answer, indent=2))
     else:
-        from kvtally.agent.render import doctor_table  # noqa: PLC0415  # rich is loaded for a table only
+        from kvtally.agent.render.listing import doctor_table  # noqa: PLC0415  # rich is loaded for a table only
 
         doctor_table(answer)
     sys.exit(0 if answer["metered_engines"] else 1)

@@ -7,31 +7,28 @@ from pathlib import Path
 
 import click
 
+from kvtally.agent.cli.group import Group
 from kvtally.agent.cli.options import chosen_format, instant_ns, ledger_options, settings
 
 _DAY_NS = 86_400_000_000_000
 
 
-@click.group()
+@click.group(cls=Group, epilog="\b\nExample:\n  kvtally ledger info")
 def ledger() -> None:
     """Look after the ledger."""
 
 
-@ledger.command()
+@ledger.command(epilog="\b\nExample:\n  kvtally ledger info")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default=None)
 @ledger_options
 def info(form: str | None, ledger: str | None, config_path: str | None) -> None:
-    r"""Show where the ledger lies, what it holds and how far it reaches.
-
-    \b
-    Example: kvtally ledger info
-    """
+    """Show where the ledger lies, what it holds and how far it reaches."""
     from kvtally.agent.finding import utc_text  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
     from kvtally.agent.ledger.columns import HEAD_REVISION  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
 
     _, url = settings(config_path, ledger)
-    with LedgerReader(url) as reader:
+    with LedgerReader(url) as reader, reader.snapshot():
         extent = reader.extent()
         path = Path(reader.path)
         answer = {
@@ -49,19 +46,15 @@ def info(form: str | None, ledger: str | None, config_path: str | None) -> None:
 
         click.echo(dumps(answer, indent=2))
         return
-    from kvtally.agent.render import ledger_table  # noqa: PLC0415  # rich is loaded for a table only
+    from kvtally.agent.render.listing import ledger_table  # noqa: PLC0415  # rich is loaded for a table only
 
     ledger_table(answer)
 
 
-@ledger.command()
+@ledger.command(epilog="\b\nExample:\n  kvtally ledger upgrade --ledger sqlite:////var/lib/kvtally/ledger.db")
 @ledger_options
 def upgrade(ledger: str | None, config_path: str | None) -> None:
-    r"""Create the ledger, or bring an older one up to date.
-
-    \b
-    Example: kvtally ledger upgrade --ledger sqlite:////var/lib/kvtally/ledger.db
-    """
+    """Create the ledger, or bring an older one up to date."""
     from kvtally.agent.book import keep_rates  # noqa: PLC0415  # alembic is loaded when a command needs it
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.upgrade import upgrade as bring_up_to_date  # noqa: PLC0415  # as above
@@ -73,15 +66,11 @@ def upgrade(ledger: str | None, config_path: str | None) -> None:
         click.echo(f"{reader.path}: {'upgraded' if done else 'was up to date'}", err=True)
 
 
-@ledger.command()
+@ledger.command(epilog="\b\nExample:\n  kvtally ledger audit")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default=None)
 @ledger_options
 def audit(form: str | None, ledger: str | None, config_path: str | None) -> None:
-    r"""Check every invariant of the ledger; exit status 1 if one is violated.
-
-    \b
-    Example: kvtally ledger audit
-    """
+    """Check every invariant of the ledger; exit status 1 if one is violated."""
     from kvtally.agent.audit import audit as violated  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
     from kvtally.agent.book import book_of  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
@@ -98,11 +87,11 @@ def audit(form: str | None, ledger: str | None, config_path: str | None) -> None
     else:
         for one in findings:
             click.echo(f"{one.severity:<8}{one.kind}: {one.message} [{one.target}]")
-        click.echo(f"{intervals} intervals checked, {len(findings) or 'no'} findings")
+        click.echo(f"{intervals:,} intervals checked, {len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'}")
     sys.exit(1 if findings else 0)
 
 
-@ledger.command()
+@ledger.command(epilog="\b\nExample:\n  kvtally ledger settle")
 @click.option("--again", metavar="TIME", help="Settle the hour of this time again, as a new revision.")
 @click.option("--reason", default="settled again by hand", help="Why, for the ledger.")
 @click.option("--prune", is_flag=True, help="Then remove raw intervals beyond ledger.retention_days.")
@@ -111,17 +100,14 @@ def audit(form: str | None, ledger: str | None, config_path: str | None) -> None
 def settle(
     again: str | None, reason: str, prune: bool, quiet: bool, ledger: str | None, config_path: str | None
 ) -> None:
-    r"""Write the charges of every hour that is over. `kvtally run` does this by itself.
-
-    \b
-    Example: kvtally ledger settle
-    """
+    """Write the charges of every hour that is over. `kvtally run` does this by itself."""
     import time  # noqa: PLC0415  # the one place that needs the time of day
 
     from kvtally.agent.accounts import Payment, hour_of  # noqa: PLC0415  # SQLAlchemy is loaded when needed
     from kvtally.agent.book import book_of, keep_rates  # noqa: PLC0415  # as above
+    from kvtally.agent.finding import utc_text  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
-    from kvtally.agent.settlement import due_hours  # noqa: PLC0415  # as above
+    from kvtally.agent.settlement import CLOSED, due_hours, prune_before  # noqa: PLC0415  # as above
     from kvtally.agent.settlement import settle as settle_hour  # noqa: PLC0415  # as above
 
     config, url = settings(config_path, ledger)
@@ -130,41 +116,34 @@ def settle(
         keep_rates(reader, config)
         book = book_of(reader, config)
         extent = reader.extent()
-        if again is not None and extent is not None:
-            hours, why = [hour_of(instant_ns(again, extent[1]))], reason
+        if again is None:
+            hours, why = due_hours(reader, time.time_ns()), CLOSED
         else:
-            hours, why = due_hours(reader, time.time_ns()), "hour closed"
+            hours, why = [hour_of(instant_ns("--again", again, extent[1] if extent else 0))], reason
+            if hours[0] not in reader.settled_hours():
+                raise click.UsageError(f"--again {again}: the hour from {utc_text(hours[0])} is not settled")
         for hour in hours:
             settle_hour(reader, hour, book, payment, why)
-        removed = _prune(reader, config.ledger.retention_days) if prune and extent else {}
+        removed = prune_before(reader, config.ledger.retention_days * _DAY_NS) if prune else {}
     if not quiet:
-        click.echo(f"{len(hours)} hours settled", err=True)
+        click.echo(f"{len(hours)} hour{'' if len(hours) == 1 else 's'} settled", err=True)
         for table, rows in removed.items():
             click.echo(f"{table}: {rows} rows removed", err=True)
 
 
-def _prune(reader: object, retention_days: int) -> dict[str, int]:
-    from kvtally.agent.settlement import prune_before  # noqa: PLC0415  # as above
-
-    return prune_before(reader, retention_days * _DAY_NS)  # type: ignore[arg-type]  # click hides the reader's type
-
-
-@ledger.command()
+@ledger.command(epilog="\b\nExample:\n  kvtally ledger prune --days 90")
 @click.option(
     "--days", type=click.IntRange(min=1), help="Keep this many days of raw intervals. [ledger.retention_days]"
 )
 @ledger_options
 def prune(days: int | None, ledger: str | None, config_path: str | None) -> None:
-    r"""Remove old raw intervals of settled hours; charges and hourly sums stay, and so does a note of what went.
-
-    \b
-    Example: kvtally ledger prune --days 90
-    """
+    """Remove old raw intervals of settled hours; charges and hourly sums stay, and so does a note of what went."""
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # SQLAlchemy is loaded when needed
+    from kvtally.agent.settlement import prune_before  # noqa: PLC0415  # as above
 
     config, url = settings(config_path, ledger)
     with LedgerReader(url) as reader:
-        removed = _prune(reader, days or config.ledger.retention_days)
+        removed = prune_before(reader, (days or config.ledger.retention_days) * _DAY_NS)
     for table, rows in removed.items():
         click.echo(f"{table}: {rows} rows removed")
     if not removed:

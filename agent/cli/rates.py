@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
 
-from kvtally.agent.cli.options import chosen_format, ledger_options, settings
+from kvtally.agent.cli.group import Group
+from kvtally.agent.cli.options import chosen_format, format_option, ledger_options, settings
 from kvtally.agent.price import Resource, Term
 
 if TYPE_CHECKING:
@@ -17,47 +17,60 @@ if TYPE_CHECKING:
     from kvtally.agent.price import Rate
 
 
-@click.group()
+@click.group(cls=Group, epilog="\b\nExample:\n  kvtally rates list")
 def rates() -> None:
     """List, add and import prices. A price is never edited: a later one supersedes it."""
 
 
-@rates.command(name="list")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default=None)
+@rates.command(name="list", epilog="\b\nExample:\n  kvtally rates list")
+@format_option
 @ledger_options
 def list_(form: str | None, ledger: str | None, config_path: str | None) -> None:
-    r"""Show every price that the ledger knows, the packaged ones included.
-
-    \b
-    Example: kvtally rates list
-    """
-    from kvtally.agent.book import book_of  # noqa: PLC0415  # --help needs none of it
+    """Show every price that the ledger knows, the packaged ones included."""
+    from kvtally.agent.book import book_of, cards_of  # noqa: PLC0415  # --help needs none of it
+    from kvtally.agent.ledger.place import file_of  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
-    from kvtally.agent.price import nano_to_text, rate_text  # noqa: PLC0415  # as above
-    from kvtally.agent.rate_file import packaged_rates  # noqa: PLC0415  # as above
 
     config, url = settings(config_path, ledger)
-    if Path(url.removeprefix("sqlite:///")).exists():
+    if Path(file_of(url)).exists():
         with LedgerReader(url) as reader:
-            ids = {rate: rate_id for rate_id, rate in reader.rates()}
             known: Sequence[Rate] = book_of(reader, config).rates
     else:
-        ids, known = {}, packaged_rates()
-    if chosen_format(form) == "json":
+        known = cards_of(config)
+    rows = [_row(rate) for rate in known]
+    form = chosen_format(form)
+    if form == "json":
         from json import dumps  # noqa: PLC0415  # only here
 
-        rows = [
-            {**rate._asdict(), "price": nano_to_text(rate.price_nano), "pue": str(rate.pue) if rate.pue else None}
-            for rate in known
-        ]
         click.echo(dumps({"rates": rows}, indent=2))
-        return
-    from kvtally.agent.render import rates_table  # noqa: PLC0415  # rich is loaded for a table only
+    elif form == "csv":
+        from kvtally.agent.render.comma_separated import lines_of  # noqa: PLC0415  # only here
 
-    rates_table([(ids.get(rate, 0), rate_text(rate), rate.note) for rate in known])
+        click.echo(lines_of(rows), nl=False)
+    else:
+        from kvtally.agent.render.listing import rates_table  # noqa: PLC0415  # rich is loaded for a table only
+
+        rates_table(rows)
 
 
-@rates.command()
+def _row(rate: Rate) -> dict[str, object]:
+    """A rate as it prints: amounts as decimal strings, instants as text."""
+    from kvtally.agent.price import instant_text, nano_to_text  # noqa: PLC0415  # as above
+
+    row = rate._asdict()
+    del row["price_nano"]
+    row["price"] = nano_to_text(rate.price_nano)
+    row["valid_from"] = instant_text(row.pop("valid_from_ns"))
+    until_ns = row.pop("valid_until_ns")
+    row["valid_until"] = None if until_ns is None else instant_text(until_ns)
+    row["pue"] = None if rate.pue is None else str(rate.pue)
+    return row
+
+
+@rates.command(
+    epilog="\b\nExample:\n"
+    '  kvtally rates add gpu 2.69 --unit gpu-hour --sku "NVIDIA H100 80GB HBM3" --from 2026-01-01 --term on-demand'
+)
 @click.argument("resource", type=click.Choice(get_args(Resource)))
 @click.argument("price")
 @click.option("--unit", help="What the price is for, such as gpu-hour. [default: the resource's own]")
@@ -89,13 +102,9 @@ def add(  # one option for each field of a rate
     ledger: str | None,
     config_path: str | None,
 ) -> None:
-    r"""Add a price of your own; hours that it concerns are settled again.
-
-    \b
-    Example:
-      kvtally rates add gpu 2.69 --unit gpu-hour --sku "NVIDIA H100 80GB HBM3" --from 2026-01-01 --term on-demand
-    """
+    """Add a price of your own; hours that it concerns are settled again."""
     from kvtally.agent.price import UNITS, Rate, checked, parse_decimal, parse_price, parse_unit  # noqa: PLC0415  # as above
+    from kvtally.agent.rate_file import instant_ns  # noqa: PLC0415  # as above
 
     rate = checked(
         Rate(
@@ -106,8 +115,8 @@ def add(  # one option for each field of a rate
             parse_unit(resource, unit or next(iter(UNITS[resource]))),
             parse_price(price),
             currency,
-            _date_ns("from", valid_from),
-            None if valid_until is None else _date_ns("until", valid_until),
+            instant_ns("from", valid_from),
+            None if valid_until is None else instant_ns("until", valid_until),
             "MEASURED",
             source,
             note,
@@ -118,40 +127,22 @@ def add(  # one option for each field of a rate
     _keep([rate], ledger, config_path)
 
 
-@rates.command(name="import")
+@rates.command(name="import", epilog="\b\nExample:\n  kvtally rates import contract.toml")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @ledger_options
 def import_(file: str, ledger: str | None, config_path: str | None) -> None:
-    r"""Add every price of a TOML card (docs/rates.md shows the form; `rates example` prints one).
-
-    \b
-    Example: kvtally rates import contract.toml
-    """
+    """Add every price of a TOML card (docs/rates.md shows the form; `rates example` prints one)."""
     from kvtally.agent.rate_file import read_rates  # noqa: PLC0415  # as above
 
     _keep(read_rates(Path(file).read_bytes()), ledger, config_path)
 
 
-@rates.command()
+@rates.command(epilog="\b\nExample:\n  kvtally rates example > owned.toml")
 def example() -> None:
-    r"""Print a card for GPUs of your own: capital recovery, energy and PUE, to be filled in.
-
-    \b
-    Example: kvtally rates example > owned.toml
-    """
+    """Print a card for GPUs of your own: capital recovery, energy and PUE, to be filled in."""
     from kvtally.agent.rate_file import owned_example  # noqa: PLC0415  # as above
 
     click.echo(owned_example(), nl=False)
-
-
-def _date_ns(field: str, text: str) -> int:
-    from kvtally.agent.rate_file import instant_ns  # noqa: PLC0415  # as above
-
-    try:
-        value = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.BadParameter(f"--{field} {text!r} is no date: give 2026-01-01") from None
-    return instant_ns(field, value if value.tzinfo else value.replace(tzinfo=UTC))
 
 
 def _keep(new: Sequence[Rate], ledger: str | None, config_path: str | None) -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from kvtally.agent.cli.options import Seconds
+
 
 @click.command(epilog="\b\nExample: ten minutes, packed into one file\n  kvtally record h100-monday --for 600 --pack")
 @click.argument("folder", metavar="DIR")
 @click.option(
-    "--for", "duration", type=click.FloatRange(min=1), metavar="SECONDS", help="Stop by itself after this long."
+    "--for", "duration", type=Seconds(min=1), metavar="SECONDS", help="Stop by itself after this long."
 )
 @click.option("--interval", type=float, metavar="SECONDS", help="Scrape this often (1 to 300). [default: 5]")
 @click.option("--pack", "packed", is_flag=True, help="Also write DIR.tar.xz.")

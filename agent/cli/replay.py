@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvtally.agent.cli.options import ledger_options, settings
+from kvtally.agent.cli.options import Seconds, ledger_options, settings
 
 if TYPE_CHECKING:
     from kvtally.agent.config import Config
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 )
 @click.argument("recording", metavar="DIR|FILE.tar.xz")
 @click.option(
-    "--interval", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Join scrapes to longer intervals."
+    "--interval",
+    type=Seconds(min=0, max=86400),
+    default=0.0,
+    metavar="SECONDS",
+    help="Join scrapes to intervals of at least this length.",
 )
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @ledger_options
@@ -81,7 +85,7 @@ def into_ledger(
         with closing(LedgerWriter(connect(path), path)) as writer:
             task = Replay(recording, writer, interval_ns=round(interval_seconds * 1e9))
             if progress:
-                from kvtally.agent.render import progress_of  # noqa: PLC0415  # rich is loaded on a terminal only
+                from kvtally.agent.render.recorded import progress_of  # noqa: PLC0415  # rich is loaded on a terminal only
 
                 done = progress_of(recording.name, task.run)
             else:

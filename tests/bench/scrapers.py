@@ -65,7 +65,7 @@ class Kitchen:
             "[scrape]",
             "interval_seconds = 1",
             "discover = false",
-            f"restrict = {str(restrict).lower()}",
+            f'restrict = "{"always" if restrict else "never"}"',
             "[[engine]]",
             f'url = "http://127.0.0.1:{port}/metrics"',
             *([f"pid = {self._engine_pid}"] if host else ["gpus = []"]),
