@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 from kvtally import __version__
 from kvtally.collectors.base import CollectError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     Talk = Callable[["Server", socket.socket], None]
 
-TLS = Path(__file__).parent / "fixtures" / "tls"
 PAGE = b"a 1\nb 2\n"
 
 
@@ -470,17 +470,26 @@ def test_a_closed_endpoint_opens_a_new_connection() -> None:
         assert client.get().body == b"2"
 
 
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
 @pytest.fixture
-def tls() -> ssl.SSLContext:
+def tls(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
+    authority.issue_cert("127.0.0.1").configure_cert(context)
     return context
 
 
-def test_https_is_spoken_with_a_server_whose_certificate_is_trusted(tls: ssl.SSLContext) -> None:
+def test_https_is_spoken_with_a_server_whose_certificate_is_trusted(
+    authority: trustme.CA, tls: ssl.SSLContext, tmp_path: Path
+) -> None:
     page = PAGE * 50_000
+    trusted = tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(str(trusted))
     with Server(answers(ok(page), ok(page), then_closes=True), answers(ok(b"2")), tls=tls) as server:
-        client = Endpoint(f"https://{server.origin}/metrics", timeout_seconds=5, ca_file=str(TLS / "certificate.pem"))
+        client = Endpoint(f"https://{server.origin}/metrics", timeout_seconds=5, ca_file=str(trusted))
         assert [client.get().body, client.get().body, client.get().body] == [page, page, b"2"]
         client.close()
     assert server.connections == 2
