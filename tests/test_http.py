@@ -5,7 +5,6 @@ import gzip
 import socket
 import ssl
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +17,7 @@ from kvtally.collectors.http import Endpoint, Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from typing import Self
 
     Talk = Callable[["Server", socket.socket], None]
