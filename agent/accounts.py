@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from kvtally.agent.costing import law_of, replica_facts
-from kvtally.agent.facts import WORK, EngineRow, Evidence, Facts, Line, Replica
+from kvtally.agent.facts import WORK, EngineRow, Evidence, Facts, Line
 from kvtally.agent.finding import Finding
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.read import LedgerReader, Target, replica_of
@@ -114,7 +114,7 @@ def _raw_facts(
         replica = replica_of(targets[target_id])
         law = law_of(replica, own, evidence)
         last_ns = end_ns if on_hour(end_ns) else own[-1].end_ns
-        for hour in range(hour_of(max(own[0].start_ns, start_ns)), last_ns, HOUR_NS):
+        for hour in range(hour_of(max(own[0].start_ns, start_ns)), min(last_ns, own[-1].end_ns), HOUR_NS):
             period = (max(hour, start_ns), min(hour + HOUR_NS, last_ns))
             inside = _overlapping(own, *period)
             if hour not in host_gpus:
@@ -167,16 +167,20 @@ def _unheld(
     spans: dict[str, list[tuple[int, int]]] = {}
     unmapped: list[tuple[int, int]] = []
     before, after = reader.engine_rows(start_ns - slack_ns, start_ns), reader.engine_rows(end_ns, end_ns + slack_ns)
+    gpus = {target.id: replica_of(target).gpus for target in targets.values() if target.kind == "engine"}
     for row in (*before, *near, *after):
-        gpus = replica_of(targets[row.target_id]).gpus
-        if gpus is None:
+        own = gpus[row.target_id]
+        if own is None:
             unmapped.append((row.start_ns, row.end_ns))
-        for uuid in gpus or ():
+        for uuid in own or ():
             spans.setdefault(uuid, []).append((row.start_ns, row.end_ns))
-    held = {uuid: _joined_spans(own) for uuid, own in spans.items()}
+    held = {uuid: _joined_spans(busy) for uuid, busy in spans.items()}
     unmapped = _joined_spans(unmapped)
     facts: list[Facts] = []
-    for hour in range(hour_of(start_ns), end_ns, HOUR_NS):
+    # a window may reach from 1970 on: no hour without a GPU is looked at
+    first_ns = min(gpu.spans[0][0] for gpu in evidence.present if gpu.spans)
+    last_ns = max(gpu.spans[-1][1] for gpu in evidence.present if gpu.spans)
+    for hour in range(hour_of(max(start_ns, first_ns)), min(end_ns, last_ns), HOUR_NS):
         period = (max(hour, start_ns), min(hour + HOUR_NS, end_ns))
         if _overlapping(unmapped, *period):
             continue  # a GPU that seems free may be that engine's own
@@ -215,15 +219,15 @@ def _settled_facts(
             key = (hour, charge["target_id"], charge["sku"] if charge["target_id"] is None else "")
             lines.setdefault(key, []).append(_line(charge, rates))
     sums = {(row["hour_ns"], row["target_id"]): row for row in reader.hour_sums("engine", first, last)}
+    replicas = {target.id: replica_of(target) for target in targets.values() if target.kind == "engine"}
     facts: list[Facts] = []
     for hour, (_, body) in settled.items():
         for entry in body["facts"]:
             target_id = entry["target_id"]
-            replica: Replica | None = None if target_id is None else replica_of(targets[target_id])
             row = sums.get((hour, target_id), _NO_WORK)
             facts.append(
                 Facts(
-                    replica,
+                    None if target_id is None else replicas[target_id],
                     hour,
                     {} if target_id is None else {name: row[name] for name in WORK},
                     entry["state_ns"],

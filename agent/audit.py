@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvtally.agent.rates import RateBook
 
 MOST = 100  # findings of one check: a ledger that is broken throughout says so in a page, not in a million lines
+FAMILIES = 4  # of an engine's quantities, the first: prompt tokens, and those by source
 _FLAG = {Identity.OK: IDENTITY_OK, Identity.BROKEN: IDENTITY_BROKEN, Identity.UNCHECKED: 0}
 
 
@@ -77,30 +78,38 @@ def quantities(about: Ledger) -> Iterator[Finding]:
             yield Finding("quantity_impossible", "error", about.name(target_id), start_ns, end_ns, message)
 
 
-def details(about: Ledger) -> Iterator[Finding]:
-    """Details are as many as their target names."""
+def contents(about: Ledger) -> Iterator[Finding]:
+    """Details are as many as their target names, and an engine's prompt tokens by source add up."""
+    lacking: dict[str, bool] = {}
     for kind in KINDS:
         for row in ask.intervals(about.reader, kind):
             found = _unpacked(about, row)
             if isinstance(found, ValueError):
                 span = (row.start_ns, row.end_ns)
                 yield Finding("details_unreadable", "error", about.name(row.target_id), *span, str(found))
+            elif kind == "engine":
+                yield from _identity(about, row, found, lacking)
 
 
-def identities(about: Ledger) -> Iterator[Finding]:
-    """Prompt tokens by source add up, in the form of the engine's version, and the flags say so."""
-    for row in ask.intervals(about.reader, "engine"):
-        found = _unpacked(about, row)
-        if isinstance(found, ValueError):
-            continue
-        target = about.targets[row.target_id]
-        state, message = check(target.attributes.get("version"), row.values, target.detail_names, found)
-        where = (about.name(row.target_id), row.start_ns, row.end_ns)
-        if state is Identity.BROKEN:
-            yield Finding("identity_broken", "error", *where, message)
-        if row.flags & (IDENTITY_OK | IDENTITY_BROKEN) != _FLAG[state]:
-            message = f"its flags do not say that the identity of prompt tokens is {state.value}"
-            yield Finding("identity_flag_wrong", "error", *where, message)
+def _identity(
+    about: Ledger, row: IntervalRow, found: tuple[int, ...] | None, lacking: dict[str, bool]
+) -> Iterator[Finding]:
+    """Prompt tokens by source add up, in the form of the engine's version, and the flags say so.
+
+    An interval after one that lacked a family holds more of that family than of the others: it may be unchecked.
+    """
+    target, name = about.targets[row.target_id], about.name(row.target_id)
+    flagged = row.flags & (IDENTITY_OK | IDENTITY_BROKEN)
+    excused = not flagged and lacking.get(name, True)
+    lacking[name] = None in row.values[:FAMILIES] or found is None
+    if excused:
+        return
+    state, message = check(target.attributes.get("version"), row.values, target.detail_names, found)
+    if state is Identity.BROKEN:
+        yield Finding("identity_broken", "error", name, row.start_ns, row.end_ns, message)
+    if flagged != _FLAG[state]:
+        message = f"its flags do not say that the identity of prompt tokens is {state.value}"
+        yield Finding("identity_flag_wrong", "error", name, row.start_ns, row.end_ns, message)
 
 
 def _unpacked(about: Ledger, row: IntervalRow) -> tuple[int, ...] | ValueError | None:
@@ -139,8 +148,7 @@ def revisions(about: Ledger) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Ledger], Iterator[Finding]], ...] = (
     timelines,
     quantities,
-    details,
-    identities,
+    contents,
     hourly_sums,
     revisions,
     settlements,

@@ -93,8 +93,8 @@ def _runs(about: Ledger, hour: SettledHour, entry: Mapping[str, Any]) -> int:
 
 def _overtaken(about: Ledger, hour: SettledHour) -> Iterator[Finding]:
     """The newest revision of an hour has all the time of its raw intervals, as long as these are there."""
-    raw_from_ns = about.reader.raw_from() if hour.newest else None
-    if raw_from_ns is None or hour.start_ns < raw_from_ns - raw_from_ns % HOUR_NS:
+    whole_from_ns = about.reader.whole_hours_from() if hour.newest else None
+    if whole_from_ns is None or hour.start_ns < whole_from_ns:
         return
     settled = {entry["target_id"]: sum(entry["state_ns"].values()) for entry in hour.entries}
     for target_id, covered_ns in sorted(ask.covered(about.reader, hour.start_ns).items()):
@@ -209,8 +209,8 @@ def prices(about: Ledger, one: Settled) -> Iterator[Finding]:
 
 def _superseded(about: Ledger, one: Settled, charge: Mapping[str, Any], rate: Rate) -> bool:
     """Whether the newest revision of an hour, which could be settled again, has a price that the book has no more."""
-    raw_from_ns = about.reader.raw_from() if one.hour.newest else None
-    if one.replica is None or raw_from_ns is None or one.hour.start_ns < raw_from_ns:
+    whole_from_ns = about.reader.whole_hours_from() if one.hour.newest else None
+    if one.replica is None or whole_from_ns is None or one.hour.start_ns < whole_from_ns:
         return False
     asked = (rate.resource, charge["sku"], one.replica.term, one.replica.site)
     try:

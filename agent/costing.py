@@ -241,7 +241,7 @@ def _unmapped(replica: Replica) -> str:
     why = replica.mapping or "nothing says which GPUs this engine holds"
     return (
         f"replica mapping unknown ({why}): {shown}. Write in kvtally.toml: "
-        f'[[engine]] url = "http://{replica.name.partition("/")[0]}/metrics"  gpus = ["GPU-…"]'
+        f'engine = [{{ url = "http://{replica.name.partition("/")[0]}/metrics", gpus = ["GPU-…"] }}]'
     )
 
 

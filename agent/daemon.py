@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
-import signal
 import threading
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from kvtally.agent.cadence import Cadence, Stop
+from kvtally.agent.cadence import Cadence, Stop, told_by_signals
 from kvtally.agent.child import Child
-from kvtally.agent.clock import LedgerClock
+from kvtally.agent.clock import LedgerClock, elapsed_ns
 from kvtally.agent.gather import Gatherer
 from kvtally.agent.ledger.append import LedgerWriter
 from kvtally.agent.ledger.errors import LedgerError, LedgerUnreachable
@@ -21,7 +21,7 @@ from kvtally.agent.replica import About, Describer
 from kvtally.agent.sources import Found, Sources, look_around, open_nvml
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from kvtally.agent.config import Config
     from kvtally.agent.log import Level, Log
@@ -29,62 +29,81 @@ if TYPE_CHECKING:
     from kvtally.collectors.base import Scrape
 
 MINUTE_SECONDS = 60.0
+FIRST_LOOK_SECONDS = 3.0  # a look is waited for this long at the start: ports that hang hold up no engine
 FIRST_LOOKS_SECONDS = 10.0  # while no engine is known, look for one this often
+NEXT_LOOK_SECONDS = 5.0  # when another process answers, look no sooner than this after the last look
 SETTLE_SECONDS = 900.0
-HOUR_SECONDS = 3600.0
 _LEVEL: dict[str, Level] = {"info": "info", "warning": "warning", "error": "error"}
+_WORDS = {"failed": "could not be read", "no_data": "has no data"}
+_HINT = "the next good scrape covers the gap; `kvtally doctor` looks closer"
 
 
 class Daemon:
     """One run over one ledger."""
 
-    def __init__(self, config: Config, url: str, log: Log, config_path: str | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        url: str,
+        log: Log,
+        config_path: str | None = None,
+        *,
+        wall_ns: Callable[[], int] = time.time_ns,
+        steady_ns: Callable[[], int] = elapsed_ns,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`wall_ns` and `steady_ns` make the ledger's time, `monotonic` times what is done beside the ticks."""
         self._config = config
         self._url = url
         self._config_path = config_path
         self._path = file_of(url)
         self._log = log
+        self._wall_ns = wall_ns
+        self._steady_ns = steady_ns
+        self._monotonic = monotonic
         self._stop = Stop()
         self._child: Child | None = None
         self._look: threading.Thread | None = None
         self._found: Found | None = None
-        self._looked_at = -MINUTE_SECONDS
-        self._settled_at = time.monotonic()
-        self._minute = _Minute()
+        self._gpu_count: int | None = None
+        self._told: dict[str, About] = {}
+        self._looked_at = -math.inf
+        self._must_look = False
+        self._settled_at = monotonic()
+        self._minute = _Minute(monotonic)
 
     def run(self, *, once: bool = False) -> None:
         """Run until SIGTERM or SIGINT; `once` closes one interval and returns. LedgerError if there is no ledger."""
-        self._make_ledger()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stop.set())
-        with WriterLock(self._path), closing(LedgerWriter(connect(self._path), self._path)) as writer:
-            nvml = open_nvml(self._config)
-            sources = Sources(self._config, nvml)
-            found = look_around(self._config, nvml)
-            sources.take(found)
-            states = writer.states()
-            newest = max((state.taken_at_ns for state in states.values()), default=0)
-            self._clock = LedgerClock(floor_ns=newest)
-            interval_seconds = self._config.scrape.interval_seconds
-            self._sources = sources
-            self._describer = Describer(sources.abouts, About())
-            self._pipeline = Pipeline(
-                writer,
-                states,
-                self._describer,
-                interval_ns=round(interval_seconds * 1e9),
-                started_ns=self._clock.now_ns(),
-            )
-            self._gatherer = Gatherer(self._clock.now_ns)
-            self._gatherer.use(sources.may_hang, sources.prompt)
-            self._looked_at = time.monotonic()
-            self._greet(found)
-            try:
-                self._loop(interval_seconds, once=once)
-            finally:
-                self._gatherer.close()
-                sources.close()
+        with told_by_signals(self._stop):
+            self._make_ledger()
+            with WriterLock(self._path), closing(LedgerWriter(connect(self._path), self._path)) as writer:
+                self._begin(writer)
+                try:
+                    self._loop(once=once)
+                finally:
+                    self._gatherer.close()
+                    self._sources.close()
         self._log.line("info", "stopped", ledger=self._path)
+
+    def _begin(self, writer: LedgerWriter) -> None:
+        """Build the way from the sources to the ledger; go on from the counters that it has."""
+        states = writer.states()
+        newest_ns = max((state.taken_at_ns for state in states.values()), default=0)
+        self._clock = LedgerClock(self._wall_ns, self._steady_ns, newest_ns)
+        self._sources = Sources(self._config, open_nvml(self._config))
+        self._gatherer = Gatherer(self._clock.now_ns)
+        self._gatherer.use(self._sources.may_hang, self._sources.prompt)
+        self._describer = Describer(self._sources.abouts, About())
+        self._pipeline = Pipeline(
+            writer,
+            states,
+            self._describer,
+            interval_ns=round(self._config.scrape.interval_seconds * 1e9),
+            started_ns=self._clock.now_ns(),
+        )
+        self._begin_look().join(FIRST_LOOK_SECONDS)
+        self._take_look()
+        self._greet()
 
     def _make_ledger(self) -> None:
         """Create the ledger or bring it up to date, in a child: alembic would stay in memory for good."""
@@ -95,31 +114,33 @@ class Daemon:
         if child.wait():
             raise LedgerUnreachable(f"{self._path}: the ledger could not be made", f"see `{child.command}`")
 
-    def _greet(self, found: Found) -> None:
-        for engine in self._sources.engines:
-            about = self._sources.abouts[engine.name]
-            gpus = None if about.gpus is None else len(about.gpus)
-            self._log.line("info", "engine", target=engine.name, gpus=gpus, mapping=about.mapping)
+    def _greet(self) -> None:
+        scrape = self._config.scrape
+        self._tell_engines()
         if not self._sources.engines:
-            ports = self._config.scrape.ports
             self._log.line(
                 "warning",
                 "no vLLM engine found yet; looking again every 10 s. Name one in kvtally.toml: [[engine]] url = …",
-                ports=",".join(str(port) for port in ports),
+                ports=",".join(str(port) for port in scrape.ports),
             )
-        count = None if found.gpu_indices is None else len(found.gpu_indices)
         self._log.line(
-            "info", "started", ledger=self._path, interval_seconds=self._config.scrape.interval_seconds, gpus=count
+            "info", "started", ledger=self._path, interval_seconds=scrape.interval_seconds, gpus=self._gpu_count
         )
 
-    def _loop(self, interval_seconds: float, *, once: bool) -> None:
-        cadence = Cadence(interval_seconds)
+    def _tell_engines(self) -> None:
+        """Tell of every engine that is new, or of which something else is known now."""
+        for name, about in self._sources.abouts.items():
+            if self._told.get(name) != about:
+                self._told[name] = about
+                gpus = None if about.gpus is None else len(about.gpus)
+                self._log.line("info", "engine", target=name, gpus=gpus, mapping=about.mapping)
+
+    def _loop(self, *, once: bool) -> None:
+        cadence = Cadence(self._config.scrape.interval_seconds)
         while True:
             self._tick()
-            if self._stop.is_set():
-                return
             if cadence.wait(self._stop) or once:
-                # one last interval, so that what was counted until now is in the ledger
+                # one last interval, so that what was counted until the word to stop is in the ledger
                 self._tick()
                 return
             self._chores()
@@ -141,33 +162,40 @@ class Daemon:
             self._log.line("warning", step[1].message)
 
     def _tell(self, scrapes: Sequence[Scrape], tick: Tick) -> None:
+        # what is told once a minute is told by source: a reason may read otherwise at every tick
         for one in scrapes:
-            if one.outcome == "failed":
-                self._log.complain("warning", one.reason, hint=one.hint or None)
-            elif one.outcome == "no_data":
-                self._log.complain("debug", one.reason, source=one.source, hint=one.hint or None)
+            if one.outcome != "ok":
+                level: Level = "warning" if one.outcome == "failed" else "debug"
+                self._log.complain(
+                    level, f"{one.source} {_WORDS[one.outcome]}", reason=one.reason, hint=one.hint or _HINT
+                )
         if tick.error is not None:
             self._log.complain("error", str(tick.error), hint=tick.error.hint or None)
         for finding in (*tick.findings, *(finding for closed in tick.closed for finding in closed.findings)):
-            self._log.complain(_LEVEL[finding.severity], finding.message, finding=finding.kind, target=finding.target)
-            if finding.kind in {"tokens_lost", "engine_restarted", "scrapes_failed"}:
-                self._looked_at = -MINUTE_SECONDS  # another process answers: see which
+            about = f"{finding.kind} {finding.target}".rstrip()
+            self._log.complain(_LEVEL[finding.severity], about, finding=finding.message)
+            # another process answers: see which
+            self._must_look |= finding.kind in {"tokens_lost", "engine_restarted", "scrapes_failed"}
         self._minute.add(scrapes, tick)
 
     def _chores(self) -> None:
         """What is done between two ticks, none of it for long."""
-        now = time.monotonic()
+        now = self._monotonic()
         self._take_look()
         every = self._config.scrape.discover_every_seconds
         if not self._sources.engines:
             every = min(every, FIRST_LOOKS_SECONDS)
+        if self._must_look:
+            every = min(every, NEXT_LOOK_SECONDS)
         if self._look is None and now - self._looked_at >= every:
-            self._looked_at = now
-            self._look = threading.Thread(target=self._look_around, name="discovery", daemon=True)
-            self._look.start()
+            self._begin_look()
         if now - self._minute.since >= MINUTE_SECONDS:
             self._log.line("info", "minute", **self._minute.fields(self._path))
-            self._minute = _Minute()
+            self._minute = _Minute(self._monotonic)
+        self._settle(now)
+
+    def _settle(self, now: float) -> None:
+        """Have the hours that are over settled, in a child."""
         if self._child is not None:
             status = self._child.poll()
             if status:
@@ -179,12 +207,23 @@ class Daemon:
             options = ["--config", self._config_path] if self._config_path else []
             self._child = Child("ledger", "settle", "--quiet", "--prune", "--ledger", self._url, *options)
 
+    def _begin_look(self) -> threading.Thread:
+        self._looked_at = self._monotonic()
+        self._must_look = False
+        self._look = threading.Thread(target=self._look_around, name="discovery", daemon=True)
+        self._look.start()
+        return self._look
+
     def _look_around(self) -> None:
         # the collector's own thread owns its handle; one for this look does not disturb its sums
         nvml = open_nvml(self._config)
-        self._found = look_around(self._config, nvml)
-        if nvml is not None:
-            nvml.close()
+        try:
+            self._found = look_around(self._config, nvml)
+        except OSError as error:
+            self._log.complain("warning", "no look around this host", reason=str(error))
+        finally:
+            if nvml is not None:
+                nvml.close()
 
     def _take_look(self) -> None:
         if self._look is None or self._look.is_alive():
@@ -193,23 +232,22 @@ class Daemon:
         found, self._found = self._found, None
         if found is None:
             return
-        known = {engine.name for engine in self._sources.engines}
+        self._gpu_count = None if found.gpu_indices is None else len(found.gpu_indices)
         if self._sources.take(found):
             self._gatherer.use(self._sources.may_hang, self._sources.prompt)
         self._describer.learn(self._sources.abouts)
-        for engine in self._sources.engines:
-            if engine.name not in known:
-                about = self._sources.abouts[engine.name]
-                self._log.line("info", "engine", target=engine.name, mapping=about.mapping)
+        self._tell_engines()
 
 
 class _Minute:
     """What the line of a minute tells."""
 
-    def __init__(self) -> None:
-        self.since = time.monotonic()
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self.since = monotonic()
         self._cpu = time.process_time()
-        self._intervals = self._failed = self._prompt = self._computed = self._generated = 0
+        self._intervals = self._failed = self._prompt = self._generated = 0
+        self._known = self._computed = 0  # of the prompts whose sources are known
         self._engines: set[str] = set()
 
     def add(self, scrapes: Sequence[Scrape], tick: Tick) -> None:
@@ -223,29 +261,37 @@ class _Minute:
                 self._engines.add(closed.reading.name)
                 prompt, computed, _, _, generated = closed.interval.values[:5]
                 self._prompt += prompt or 0
-                self._computed += computed or 0
                 self._generated += generated or 0
+                if prompt is not None and computed is not None:
+                    self._known += prompt
+                    self._computed += computed
 
     def fields(self, path: str) -> dict[str, object]:
-        """The line's fields; the share of reuse only where there were prompts."""
-        length = time.monotonic() - self.since
-        reuse = f"{1 - self._computed / self._prompt:.1%}" if self._prompt and self._computed else None
+        """The line's fields; the share of reuse only where there were prompts whose sources are known."""
+        seconds = self._monotonic() - self.since
         return {
             "engines": len(self._engines),
             "intervals": self._intervals,
             "failed_scrapes": self._failed,
             "prompt_tokens": self._prompt,
             "generated_tokens": self._generated,
-            "reused": reuse,
-            "cpu_percent": round(100 * (time.process_time() - self._cpu) / length, 2),
+            "reused": f"{1 - self._computed / self._known:.1%}" if self._known else None,
+            "cpu_percent": round(100 * (time.process_time() - self._cpu) / seconds, 2),
             "rss_mib": _resident_mib(),
-            "ledger_mib": round(os.path.getsize(path) / 2**20, 2),  # noqa: PTH202  # pathlib costs memory
+            "ledger_mib": _file_mib(path),
         }
 
 
 def _resident_mib() -> float | None:
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123  # as above
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123  # pathlib costs memory
             return round(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
     except OSError:
+        return None
+
+
+def _file_mib(path: str) -> float | None:
+    try:
+        return round(os.path.getsize(path) / 2**20, 2)  # noqa: PTH202  # as above
+    except OSError:  # somebody moved it away
         return None

@@ -67,7 +67,7 @@ def examine(
                 "failed",
                 f"no vLLM engine answers on the ports {ports} of this host",
                 (),
-                'start one, or name it in kvtally.toml: [[engine]] url = "http://HOST:PORT/metrics"',
+                'start one, or name it in kvtally.toml: engine = [{ url = "http://HOST:PORT/metrics" }]',
             )
         )
     if found.gpu_indices is None and not any(source == "nvml" for source in readings):
@@ -85,7 +85,7 @@ def _engine(name: str, taken: Scrape, about: About, *, restricted: bool) -> Chec
     if not engines:
         return Checked(target, "failed", "the page names no engine", (), "is this vLLM's own /metrics?")
     first = engines[0]
-    missing = [*_families(first), *_version(first), *_mapping(about)]
+    missing = [*_families(first), *_version(first), *_mapping(name, about)]
     external = _value(first, "external_tokens")
     if external and not caches:
         missing.append(
@@ -144,13 +144,13 @@ def _version(reading: Reading) -> list[Missing]:
     return []
 
 
-def _mapping(about: About) -> list[Missing]:
+def _mapping(target: str, about: About) -> list[Missing]:
     if about.gpus is None:
         return [
             Missing(
                 "which GPUs it holds",
                 "no money: tokens and seconds only",
-                f'{about.mapping}. In kvtally.toml: [[engine]] url = "…"  gpus = ["GPU-…"]',
+                f'{about.mapping}. In kvtally.toml: engine = [{{ url = "http://{target}/metrics", gpus = ["GPU-…"] }}]',
             )
         ]
     return []

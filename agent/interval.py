@@ -281,8 +281,7 @@ def _detail_differences(
     """Differences of the secondary counters or None, and the names and values to keep."""
     names, details = reading.detail_names, reading.details
     if len(details) != len(names):
-        if names:
-            behind["details"] = MISSING
+        behind["details"] = MISSING
         return None, previous.detail_names, previous.details
     if reset:
         before: tuple[float, ...] = (0.0,) * len(names)

@@ -71,6 +71,7 @@ class Replay:
         self._gpu_at_ns = 0
         self._host: HostLine | None = None
         self._last_page_ns: int | None = None
+        self._joined_page: Page | None = None  # the newest one, where it lies inside an interval that is not closed yet
         self._failures: list[Scrape] = []
         self._counts = {"pages": 0, "intervals": 0, "skipped": 0, "unread": 0}
         self._findings: list[Finding] = []
@@ -96,6 +97,8 @@ class Replay:
                 self._failures.append(self._failure(event.t_ns, event.took_seconds, event.error))
         if first_ns is None or last_ns is None or not self._counts["pages"]:
             raise RecordingError(f"{self._recording.name}: no page of an engine", "is this a recording?")
+        if self._joined_page is not None:
+            self._close(self._joined_page)  # a recording is counted to its end
         self._tick([*self._others()])
         return Replayed(**self._counts, start_ns=first_ns, end_ns=last_ns, findings=tuple(self._findings))
 
@@ -111,8 +114,12 @@ class Replay:
             self._counts["unread"] += 1  # LMCache's own server has no mapping yet
             return
         due = self._last_page_ns is None or page.t_ns >= self._last_page_ns + self._interval_ns - _SLACK_NS
-        if not due:
-            return
+        self._joined_page = None if due else page
+        if due:
+            self._close(page)
+
+    def _close(self, page: Page) -> None:
+        """Close the interval that ends with a page."""
         self._last_page_ns = page.t_ns
         self._counts["pages"] += 1
         try:

@@ -80,7 +80,7 @@ class Describer:
         found |= {"dram_gib": about.dram_gib, "storage_tib": about.storage_tib, "mapping": mapping}
         if gpus is not None:
             found["gpus"] = ",".join(gpus)
-            found["sku"] = about.sku or next((self._skus[uuid] for uuid in gpus if uuid in self._skus), "")
+            found["sku"] = about.sku or next((sku for uuid in gpus if (sku := self._skus.get(uuid))), "")
         return {key: value for key, value in found.items() if value or key == "gpus"}
 
 

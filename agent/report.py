@@ -28,7 +28,7 @@ DAY_NS = 86_400_000_000_000
 class Report(NamedTuple):
     """The answer as values: `groups` and `findings` as they print in JSON."""
 
-    window: Window
+    window: Window | None  # None: the ledger holds no interval at all
     covered_ns: int
     currency: str
     groups: list[dict[str, Any]]
@@ -38,8 +38,8 @@ class Report(NamedTuple):
         """The JSON of CLI.md."""
         return {
             "window": {
-                "start": utc_text(self.window.start_ns),
-                "end": utc_text(self.window.end_ns),
+                "start": None if self.window is None else utc_text(self.window.start_ns),
+                "end": None if self.window is None else utc_text(self.window.end_ns),
                 "covered_seconds": self.covered_ns / 1e9,
             },
             "currency": self.currency,
@@ -66,7 +66,7 @@ def cost_report(
     """Cost of a window by the dimensions of `by`; with no window, the default one of CLI.md."""
     extent = reader.extent()
     if extent is None:
-        return Report(Window(0, 0), 0, book.currency, [], [])
+        return Report(None, 0, book.currency, [], [])
     asked = window or default_window(extent)
     asked = widened(asked, reader.raw_from(), extent[1])
     facts = facts_of(reader, asked, book, payment)
@@ -208,7 +208,9 @@ def _cached(tokens: Tokens) -> dict[str, int | None]:
 
 
 def _basis(rates: Sequence[Rate]) -> str:
-    return "ASSUMED" if any(rate.basis == "ASSUMED" for rate in rates) or not rates else "MEASURED"
+    """ASSUMED if any of the money is; what is charged as 0, inside another price, decides only where it is alone."""
+    deciding = [rate for rate in rates if rate.price_nano] or rates
+    return "ASSUMED" if any(rate.basis == "ASSUMED" for rate in deciding) or not deciding else "MEASURED"
 
 
 def _expected_ns(facts: Sequence[Facts]) -> int:

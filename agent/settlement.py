@@ -41,14 +41,14 @@ def due_hours(reader: LedgerReader, now_ns: int) -> list[int]:
 
 def _overtaken(reader: LedgerReader, done: Mapping[int, int]) -> set[int]:
     """Settled hours that later intervals reach into; those whose raw intervals have left stay as they are."""
-    raw_from = reader.raw_from()
-    if raw_from is None:
+    whole_from = reader.whole_hours_from()
+    if whole_from is None:
         return set()
     overtaken: set[int] = set()
     for hour, begun in reader.begun(0, FOREVER_NS).items():
         if begun > done.get(hour, begun):
             until = max((row.end_ns for row in reader.engine_rows(hour, hour + HOUR_NS)), default=hour + HOUR_NS)
-            overtaken |= {one for one in range(hour, until, HOUR_NS) if one in done and one >= hour_of(raw_from)}
+            overtaken |= {one for one in range(hour, until, HOUR_NS) if one in done and one >= whole_from}
     return overtaken
 
 
@@ -123,11 +123,11 @@ def prune_before(reader: LedgerReader, keep_ns: int) -> dict[str, int]:
 
 def settle_again(reader: LedgerReader, from_ns: int, book: RateBook, payment: Payment) -> tuple[int, int]:
     """Settle again the hours from `from_ns` on, for a new price: (settled again, aged out and left as they are)."""
-    extent, raw_from = reader.extent(), reader.raw_from()
+    extent, whole_from = reader.extent(), reader.whole_hours_from()
     if extent is None:
         return 0, 0
     hours = sorted(hour for hour in reader.settlements(0, extent[1]) if hour + HOUR_NS > from_ns)
-    kept = [hour for hour in hours if raw_from is not None and hour >= hour_of(raw_from)]
+    kept = [hour for hour in hours if whole_from is not None and hour >= whole_from]
     for hour in kept:
         settle(reader, hour, book, payment, "a price was added")
     return len(kept), len(hours) - len(kept)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 from kvtally.agent.config import Config, Engine, Labels, complete
 from kvtally.agent.config_file import ConfigError
@@ -20,18 +22,24 @@ if TYPE_CHECKING:
     from kvtally.collectors.nvml import NvmlCollector
 
 PROBE_SECONDS = 1.0
+PAGE_BYTES = 8 * 2**20  # of one engine: 64 ranks on a page take 6 MiB, and many bad pages may come at once
 
 
 class Found(NamedTuple):
-    """What a look around this host found: engines by address, and why GPUs are not there if they are not."""
+    """What a look around this host found.
+
+    gpu_indices  UUIDs of its GPUs in the order of their indices; None where they could not be read
+    listed       ports of this host that config lists, under whatever address -> the name of the engine there
+    """
 
     engines: tuple[FoundEngine, ...]
     gpu_indices: tuple[str, ...] | None
+    listed: Mapping[int, str] = {}
 
 
 def probe(url: str) -> bytes | None:
     """The body of a page, or None: whatever else answers on a port is no engine."""
-    endpoint = Endpoint(url, timeout_seconds=PROBE_SECONDS)
+    endpoint = Endpoint(url, timeout_seconds=PROBE_SECONDS, max_bytes=PAGE_BYTES)
     try:
         return endpoint.get().body
     except (CollectError, ValueError):
@@ -54,18 +62,24 @@ def look_around(config: Config, nvml: NvmlCollector | None) -> Found:
             pids = nvml.compute_pids()
         except (NoData, CollectError):
             indices = None
-    configured = {engine.url for engine in config.engines}
-    ports = list(config.scrape.ports) if config.scrape.discover else []
-    ports += [port for url in configured if (port := _local_port(url)) is not None and port not in ports]
-    found = find_engines(ports, probe, gpu_uuids_by_index=indices, compute_pids=pids)
-    return Found(tuple(found), indices)
+    listed = {port: engine.name for engine in config.engines if (port := _local_port(engine.url)) is not None}
+    ports = {*listed, *(config.scrape.ports if config.scrape.discover else ())}
+    found = find_engines(sorted(ports), probe, gpu_uuids_by_index=indices, compute_pids=pids)
+    return Found(tuple(found), indices, listed)
 
 
 def _local_port(url: str) -> int | None:
-    from urllib.parse import urlsplit  # noqa: PLC0415  # as above
-
+    """The port of a page that this host serves, under any of its names and addresses; None for another host's."""
     parts = urlsplit(url)
-    return parts.port if parts.hostname in {"127.0.0.1", "localhost", "::1"} else None
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as datagrams:
+            datagrams.connect(address)  # sends nothing: it only chooses the address to send from
+            from_here = datagrams.getsockname()[0]
+    except (OSError, UnicodeError):
+        return None
+    return port if from_here == address[0] or str(address[0]).startswith("127.") else None
 
 
 class Sources:
@@ -102,18 +116,18 @@ class Sources:
         before = (set(self._pages), dict(self._pids))
         listed = {engine.name: engine for engine in self._config.engines}
         for one in found.engines:
-            engine = listed.get(one.name)
-            if engine is None:
-                same = next((each for each in self._config.engines if each.url.startswith(one.url + "/")), None)
-                engine = same or complete(Engine(url=one.url), self._config)
-            self._add(engine, one)
+            # an engine that config lists under another address of this host is not a second one
+            name = found.listed.get(urlsplit(one.url).port or 0, "")
+            self._add(listed.get(name) or complete(Engine(url=one.url), self._config), one)
         return before != (set(self._pages), dict(self._pids))
 
     def _add(self, engine: Engine, found: FoundEngine | None) -> None:
         name = engine.name
         if name not in self._pages:
             try:
-                endpoint = Endpoint(engine.url, timeout_seconds=self._config.scrape.timeout_seconds)
+                endpoint = Endpoint(
+                    engine.url, timeout_seconds=self._config.scrape.timeout_seconds, max_bytes=PAGE_BYTES
+                )
             except ValueError as error:
                 raise ConfigError(f"engine {name}", str(error), "see docs/configuration.md, [[engine]]") from error
             self._pages[name] = EnginePage(name, endpoint, restrict=self._config.scrape.restrict == "always")

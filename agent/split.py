@@ -117,6 +117,8 @@ def lent(law: Split, steps: int, computed_tokens: int) -> Split | None:
     if not prefill + decode:
         return None
     point = prefill / (prefill + decode)
+    if not prefill or not decode:
+        return Split(point, point, point, law.step_ns, law.token_ns, law.slices)
     factors = [_odds(bound) / _odds(law.point) if 0 < law.point < 1 else 1.0 for bound in (law.low, law.high)]
     low, high = (_share(_odds(point) * factor) for factor in factors)
     return Split(low, point, high, law.step_ns, law.token_ns, law.slices)

@@ -46,11 +46,9 @@ def engine_time(
         return EngineTime(asleep=length_ns)
     if flags & (RESET | BORN):
         # from the last sight of the old process to the start of the new one nobody held the engine
-        gone = 0 if flags & BORN else min(began_after_ns or 0, length_ns)
+        gone = 0 if flags & BORN else max(0, min(began_after_ns or 0, length_ns))
         occupied = _worked(length_ns - gone, steps, working_ns)
-        return EngineTime(
-            occupied=occupied, warm_up=length_ns - gone - occupied, unallocated=gone, modelled=True
-        )
+        return EngineTime(occupied=occupied, warm_up=length_ns - gone - occupied, unallocated=gone, modelled=True)
     if not flags & GAUGES_UNKNOWN:
         if flags & BUSY_AT_START and flags & BUSY_AT_END:
             return EngineTime(occupied=length_ns)

@@ -10,13 +10,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.loopback import Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
     from typing import Self
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("KVTALLY_")}
@@ -50,7 +50,11 @@ class DaemonProcess:
         command = [sys.executable, "-m", "kvtally", "run", "--ledger", self.url, "--config", str(self._config)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, *self._options], stderr=log, stdin=subprocess.DEVNULL, env=CLEAN | environment, cwd=self.folder
+                [*command, *self._options],
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=CLEAN | environment,
+                cwd=self.folder,
             )
         return self
 
@@ -88,7 +92,7 @@ class DaemonProcess:
             assert time.monotonic() < deadline, f"not within {within_seconds:g} s: {what}\n{self.log()}"
             time.sleep(0.02)
 
-    def query(self, sql: str, *values: object) -> list[tuple[object, ...]]:
+    def query(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         """Rows of the ledger, read beside the daemon; none while there is no ledger."""
         if not self.ledger.exists():
             return []
@@ -107,24 +111,35 @@ class DaemonProcess:
     def rows(self, name: str) -> list[Row]:
         """The intervals of one engine, in order."""
         rows = self.query(
-            "SELECT start_ns, start_ns + length_ns, missed, flags, began_ns, prompt_tokens, hbm_tokens, generated_tokens "
+            "SELECT start_ns, start_ns + length_ns, missed, flags, began_ns, "
+            "prompt_tokens, hbm_tokens, generated_tokens "
             "FROM engine_interval JOIN target ON target.id = target_id WHERE name = ? ORDER BY start_ns",
             f"{name}/0",
         )
-        return [Row(*row[:5], Tokens(*row[5:])) for row in rows]  # type: ignore[arg-type]  # as the columns are
+        return [
+            Row(start_ns, end_ns, missed, flags, began_ns, Tokens(*tokens))
+            for start_ns, end_ns, missed, flags, began_ns, *tokens in rows
+        ]
 
     def tokens(self, name: str) -> Tokens:
         """What an engine's intervals add up to."""
-        return sum((row.tokens for row in self.rows(name)), Tokens())
+        query = (
+            "SELECT sum(prompt_tokens), sum(hbm_tokens), sum(generated_tokens) "
+            "FROM engine_interval JOIN target ON target.id = target_id WHERE name = ?"
+        )
+        (row,) = self.query(query, f"{name}/0")
+        return Tokens(*row)
 
     def findings(self, *kinds: str) -> list[tuple[str, str, int, int]]:
         """Kind, target, start and end of findings of these kinds, in order."""
         rows = self.query("SELECT kind, target, start_ns, end_ns FROM finding ORDER BY start_ns")
-        return [row for row in rows if row[0] in kinds]  # type: ignore[misc]  # as the columns are
+        return [(kind, target, start, end) for kind, target, start, end in rows if kind in kinds]
 
-    def cost(self) -> dict[str, object]:
+    def cost(self, *options: str) -> dict[str, Any]:
         """What `kvtally cost` says."""
-        return dict(json.loads(kvtally("cost", "--ledger", self.url, "--format", "json").stdout))
+        done = kvtally("cost", "--ledger", self.url, "--format", "json", *options)
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
 
     def __enter__(self) -> Self:
         return self.start()
@@ -137,11 +152,16 @@ class DaemonProcess:
 def kvtally(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "kvtally", *arguments], capture_output=True, text=True, check=False, env=CLEAN, timeout=60
+        [sys.executable, "-m", "kvtally", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=CLEAN,
+        timeout=60,
     )
 
 
-def config_of(names: Sequence[str], more: str = "") -> str:
-    """A config with these engines alone: nothing is looked for, and no GPU is read."""
+def config_of(names: Sequence[str], scrape: str = "discover = false") -> str:
+    """A config with these engines and no GPU, which says more of how to scrape."""
     engines = "".join(f'[[engine]]\nurl = "http://{name}"\n' for name in names)
-    return f"[scrape]\ninterval_seconds = 1\ndiscover = false\n[gpu]\nenabled = false\n{more}{engines}"
+    return f"[scrape]\ninterval_seconds = 1\n{scrape}\n[gpu]\nenabled = false\n{engines}"

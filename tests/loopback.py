@@ -1,8 +1,9 @@
-"""Servers on loopback for whole-daemon tests: one that talks as it is told, and an engine whose counters a test moves."""
+"""Servers on loopback: one that talks as it is told, and an engine whose counters a test moves."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent / "fixtures" / "pages" / "cpu-v032" / "1795408686554.prom"
 LABELS = 'engine="0",model_name="tiny"'
 START = "process_start_time_seconds"
+BIRTH = f"vllm:prompt_tokens_created{{{LABELS}}}"
 RUNNING = f"vllm:num_requests_running{{{LABELS}}}"
 PROMPT = f"vllm:prompt_tokens_total{{{LABELS}}}"
 COMPUTED = f'vllm:prompt_tokens_by_source_total{{{LABELS},source="local_compute"}}'
@@ -37,8 +39,9 @@ class Tokens(NamedTuple):
     cached: int = 0
     generated: int = 0
 
-    def __add__(self, other: tuple[object, ...]) -> Tokens:
-        return Tokens(*(one + int(two) for one, two in zip(self, other, strict=True)))  # type: ignore[call-overload]  # of numbers
+    def plus(self, other: Tokens) -> Tokens:
+        """The sum."""
+        return Tokens(self.prompt + other.prompt, self.cached + other.cached, self.generated + other.generated)
 
 
 class Server:
@@ -115,21 +118,33 @@ class FakeEngine:
         self.scrapes = 0
         self.served = Tokens()
         self.set(RUNNING, 0)
-        self.set(START, 1795408625.37 if started_at is None else started_at)
-        # it shows which process answers: kvtally takes pages of one birth for the same engine
-        self.set(f"vllm:prompt_tokens_created{{{LABELS}}}", time.time_ns() / 1e9)
+        self.started(time.time() - 3600 if started_at is None else started_at)
 
     def set(self, key: str, value: float) -> None:
         """Show this value from now on."""
+        text = repr(float(value))
         with self._lock:
-            self._values[key] = repr(float(value))
+            self._values[key] = {"nan": "NaN", "inf": "+Inf"}.get(text, text)
+
+    def value(self, key: str) -> float:
+        """What is shown now."""
+        with self._lock:
+            return float(self._values[key])
+
+    def started(self, at: float) -> None:
+        """Show this unix second as the start of the process, and the birth of its counters a moment later."""
+        self.set(START, at)
+        # pages of one birth are taken for the same engine: each fake has its own
+        self.set(BIRTH, at + 0.001 + random.random() / 1000)
 
     def serve(self, prompt: int, cached: int, generated: int) -> None:
         """Serve one request: all counters move at once."""
         with self._lock:
-            for key, more in zip(COUNTERS, (prompt, prompt - cached, cached, cached, generated, generated), strict=True):
+            for key, more in zip(
+                COUNTERS, (prompt, prompt - cached, cached, cached, generated, generated), strict=True
+            ):
                 self._values[key] = repr(float(self._values[key]) + more)
-            self.served += (prompt, cached, generated)
+            self.served = self.served.plus(Tokens(prompt, cached, generated))
 
     def wait_for_scrapes(self, more: int = 1, within_seconds: float = 30.0) -> None:
         """Wait until so many more pages are served."""
@@ -161,8 +176,7 @@ class FakeEngine:
                 name = key.partition("{")[0]
                 if name.endswith(("_total", "_sum", "_count", "_bucket")):
                     self._values[key] = "0.0"
-        self.set(START, started_at)
-        self.set(f"vllm:prompt_tokens_created{{{LABELS}}}", started_at + 0.001)
+        self.started(started_at)
         self.set(RUNNING, 0)
 
     def _talk(self, connection: socket.socket, target: str) -> bool:

@@ -157,7 +157,7 @@ def test_a_fault_of_an_engine_that_variables_made_names_file_and_variable(tmp_pa
     assert str(caught.value) == '$KVTALLY_ENGINE__0__NAME: engine[0]: "url" is missing'
 
 
-@pytest.mark.parametrize(("text", "name"), [("scrape = 3", "SCRAPE__RESTRICT"), ("engine = 3", "ENGINE__0__URL")])
+@pytest.mark.parametrize(("text", "name"), [("scrape = 3", "SCRAPE__DISCOVER"), ("engine = 3", "ENGINE__0__URL")])
 def test_a_variable_does_not_hide_a_file_that_is_wrong_above_it(tmp_path: Path, text: str, name: str) -> None:
     assert "the file has no " in str(refused(tmp_path, text, {f"KVTALLY_{name}": "true"}))
 

@@ -179,6 +179,34 @@ def test_a_number_too_large_for_its_unit_is_unknown_whether_it_is_a_counter_or_a
     assert value(interval, "running_requests") is None
 
 
+@pytest.mark.parametrize("name", ["running_requests", "steps"])
+def test_the_largest_number_of_64_bits_is_known_and_the_next_is_not(name: str) -> None:
+    below = math.nextafter(2.0**63, 0)
+    shown = [page(), page(**{name: below}), page(**{name: 2.0**63})]
+    assert value(close(opened(shown[0], 0), shown[1], 1)[0], name) == int(below)
+    assert value(close(opened(shown[0], 0), shown[2], 1)[0], name) is None
+
+
+def test_a_sum_whose_last_bits_fall_is_the_same_sum_in_another_order() -> None:
+    total_seconds = 12345.678
+    lower = math.nextafter(math.nextafter(total_seconds, 0), 0)
+    readings = [
+        page(None, request_ns=one, queue_ns=one, prefill_ns=one)
+        for one in (total_seconds, lower, total_seconds, total_seconds + 1)
+    ]
+    intervals, _, findings = follow(readings)
+    assert [value(one, "request_ns") for one in intervals] == [0, 0, SECOND]
+    assert [one.flags & RESET for one in intervals] == [0, 0, 0]
+    assert findings == []
+
+
+@pytest.mark.parametrize("lower", [1e12 - 1, 1e12 * (1 - 1e-11)])
+def test_a_token_less_in_a_thousand_billion_is_a_fall(lower: float) -> None:
+    intervals, _, findings = follow([page(steps=1e12), page(steps=lower), page(steps=1e12 + 1)])
+    assert [value(one, "steps") for one in intervals] == [None, 1]
+    assert [one.kind for one in findings] == ["counter_backwards"]
+
+
 def test_counters_beyond_64_bits_still_count_while_their_difference_fits() -> None:
     (interval,), _, findings = follow([page(request_ns=2.0**34), page(request_ns=2.0**34 + 64)])
     assert value(interval, "request_ns") == 64 * SECOND  # both scale without rounding
@@ -314,6 +342,8 @@ def test_an_engine_that_was_idle_at_the_last_two_scrapes_restarted_without_a_kno
         ({}, {"waiting_requests": None}, GAUGES_UNKNOWN),
         ({}, {"running_requests": None, "waiting_requests": 2.0}, BUSY_AT_END),
         ({}, {"running_requests": None, "waiting_requests": None, "awake": None}, GAUGES_UNKNOWN),
+        ({"running_requests": None}, {"running_requests": None}, GAUGES_UNKNOWN),
+        ({"awake": 0.0}, {"awake": 0.0}, ASLEEP_AT_START | ASLEEP_AT_END),
     ],
 )
 def test_the_gauges_at_both_ends_say_what_the_engine_did(
@@ -419,6 +449,11 @@ def test_a_detail_that_a_page_shows_for_the_first_time_gives_a_baseline() -> Non
     readings = [detailed("a b", 5.0, 1.0), detailed("b c", 4.0, 90.0), detailed("b c", 4.0, 91.0)]
     intervals, _, _ = follow(readings)
     assert [one.details for one in intervals] == [(3, 0), (0, 1)]
+
+
+def test_details_that_the_first_page_does_not_tell_give_a_baseline_later() -> None:
+    intervals, _, _ = follow([detailed("a b"), detailed("a b", 9.0, 2.0), detailed("a b", 9.0, 3.0)])
+    assert [one.details for one in intervals] == [(0, 0), (0, 1)]
 
 
 def test_details_that_a_page_does_not_tell_are_unknown_and_counted_when_it_tells_them_again() -> None:

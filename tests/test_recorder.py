@@ -111,7 +111,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class FakeGpus:
-    """Two GPUs in the place of NVML: the energy counter of each rises by 1 J a sample, twice that for the second."""
+    """Two GPUs in the place of NVML: the energy counter of each rises by 1 J a sample, twice that for the second.
+
+    The first sample after opening holds what is dear to read, as NVML's does: here that is the clock reasons.
+    """
 
     def __init__(self) -> None:
         self.taken = 0
@@ -120,11 +123,19 @@ class FakeGpus:
         self._integrator = GpuIntegrator(time.time())
 
     def sample(self) -> list[GpuSample]:
-        self.is_open = True
         self.taken += 1
         self.on_sample(self.taken)
+        reasons, self.is_open = (None if self.is_open else 1), True
         return [
-            GpuSample(time.time(), uuid, index, "H100", mig=False, energy_millijoules=1000 * self.taken * (index + 1))
+            GpuSample(
+                time.time(),
+                uuid,
+                index,
+                "H100",
+                mig=False,
+                energy_millijoules=1000 * self.taken * (index + 1),
+                clock_reasons=reasons,
+            )
             for index, uuid in enumerate(UUIDS)
         ]
 
@@ -320,6 +331,7 @@ def test_gpus_are_sampled_as_finely_as_asked_for(server: EngineServer, tmp_path:
     lines = [event.line for event in open_recording(place).events() if isinstance(event, GpuLine)]
     # samples 1 and 2 are discovery's and meta.json's
     assert [line["gpus"][1]["energy_millijoules"] for line in lines] == [2000 * number for number in range(3, 14)]
+    assert [line["gpus"][0]["clock_reasons"] for line in lines] == [1] + [None] * 10
     assert done.gpu_lines == 11
     assert done.pages <= 2
     assert not gpus.is_open
@@ -560,6 +572,7 @@ def test_sigterm_ends_a_recording_with_a_last_page(server: EngineServer, tmp_pat
 
 
 def test_a_wall_clock_that_is_set_leaves_the_recordings_time_even(server: EngineServer, tmp_path: Path) -> None:
+    year_ns = 365 * 86400 * 10**9
     shift_ns = 0
 
     def on_page(number: int) -> bool:
@@ -573,9 +586,10 @@ def test_a_wall_clock_that_is_set_leaves_the_recordings_time_even(server: Engine
     server.on_page = on_page
     lines: list[str] = []
     place = tmp_path / "live"
-    clock = LedgerClock(wall_ns=lambda: time.time_ns() + shift_ns)
+    clock = LedgerClock(wall_ns=lambda: time.time_ns() - year_ns + shift_ns)  # in the year before
     recorded(config_of(server), place, lines, stop=stop, clock=clock)
     pages = [event for event in open_recording(place).events() if isinstance(event, Page)]
     assert [event.body for event in pages] == server.pages_given[1:]  # in the order in which they were served
     assert pages[-1].t_ns - pages[0].t_ns < 60 * 10**9
+    assert 0 <= time.time_ns() - year_ns - pages[0].t_ns < 60 * 10**9
     assert any("the clock was set" in line for line in lines)

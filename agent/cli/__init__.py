@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -39,6 +40,15 @@ class _Commands(Group):
         assert isinstance(command, click.Command)  # noqa: S101  # a wrong table is our own defect
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; where its reader (head, less) has gone, there is nobody to complain to."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Python writes into the pipe once more at its exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # as above
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
@@ -60,16 +70,11 @@ def main(arguments: list[str] | None = None) -> None:
     _let_pass_what_cannot_be_encoded()
     try:
         status = group.main(args=arguments, prog_name="kvtally", standalone_mode=False)
-        sys.stdout.flush()
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
         sys.stderr.write(_wrong_call(error))
         sys.exit(2)
-    except BrokenPipeError:
-        # the reader (head, less) has gone, and Python would write into the pipe once more at its exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as error:
         told = explain(error)
         if told is None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command(epilog="\b\nExample: cost by model of the last day\n  kvtally cost --since 24h --by model")
 @click.option("--by", default="model", metavar="A,B", help="model, replica, cluster, namespace, tenant, hour, day.")
 @window_options
-@format_option
+@format_option("table", "json", "csv")
 @ledger_options
 def cost(
     by: str, since: str | None, until: str | None, form: str | None, ledger: str | None, config_path: str | None

@@ -12,7 +12,14 @@ RECORDING = "h100-llama8b.tar.xz"
 
 
 @click.command(epilog="\b\nExample:\n  kvtally demo")
-@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
+    help="How to print.",
+)
 def demo(form: str) -> None:
     """Replay a recording of a real H100 into a temporary ledger and show what its tokens cost."""
     from kvtally.agent.accounts import Payment  # noqa: PLC0415  # --help needs none of it

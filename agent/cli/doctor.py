@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvtally.agent.cli.options import chosen_format, ledger_options, settings
+from kvtally.agent.cli.options import chosen_format, format_option, ledger_options, settings
 
 if TYPE_CHECKING:
     from kvtally.agent.doctor import Checked
 
 
 @click.command(epilog="\b\nExample:\n  kvtally doctor")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default=None)
+@format_option("table", "json")
 @ledger_options
 def doctor(form: str | None, ledger: str | None, config_path: str | None) -> None:
     """Look at every target: found or not, which version, what is missing and what to do.

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from kvtally.agent.cli.group import Group
-from kvtally.agent.cli.options import chosen_format, instant_ns, ledger_options, settings
+from kvtally.agent.cli.options import chosen_format, format_option, instant_ns, ledger_options, settings
 
 _DAY_NS = 86_400_000_000_000
 
@@ -19,15 +19,16 @@ def ledger() -> None:
 
 
 @ledger.command(epilog="\b\nExample:\n  kvtally ledger info")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default=None)
+@format_option("table", "json")
 @ledger_options
 def info(form: str | None, ledger: str | None, config_path: str | None) -> None:
     """Show where the ledger lies, what it holds and how far it reaches."""
-    from kvtally.agent.finding import utc_text  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
+    from kvtally.agent.book import book_of  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
+    from kvtally.agent.finding import utc_text  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.columns import HEAD_REVISION  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
 
-    _, url = settings(config_path, ledger)
+    config, url = settings(config_path, ledger)
     with LedgerReader(url) as reader, reader.snapshot():
         extent = reader.extent()
         path = Path(reader.path)
@@ -35,7 +36,7 @@ def info(form: str | None, ledger: str | None, config_path: str | None) -> None:
             "path": str(path),
             "revision": HEAD_REVISION,
             "bytes": path.stat().st_size,
-            "currency": reader.currency(),
+            "currency": book_of(reader, config).currency or None,
             "start": utc_text(extent[0]) if extent else None,
             "end": utc_text(extent[1]) if extent else None,
             "rows": reader.counts(),
@@ -67,7 +68,7 @@ def upgrade(ledger: str | None, config_path: str | None) -> None:
 
 
 @ledger.command(epilog="\b\nExample:\n  kvtally ledger audit")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default=None)
+@format_option("table", "json")
 @ledger_options
 def audit(form: str | None, ledger: str | None, config_path: str | None) -> None:
     """Check every invariant of the ledger; exit status 1 if one is violated."""
@@ -87,7 +88,7 @@ def audit(form: str | None, ledger: str | None, config_path: str | None) -> None
     else:
         for one in findings:
             click.echo(f"{one.severity:<8}{one.kind}: {one.message} [{one.target}]")
-        click.echo(f"{intervals:,} intervals checked, {len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'}")
+        click.echo(f"{intervals:,} intervals checked, findings: {len(findings) or 'none'}")
     sys.exit(1 if findings else 0)
 
 

@@ -55,15 +55,11 @@ def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def format_option(command: Callable[..., Any]) -> Callable[..., Any]:
+def format_option(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """--format; a table on a terminal, JSON elsewhere."""
     return click.option(
-        "--format",
-        "form",
-        type=click.Choice(["table", "json", "csv"]),
-        default=None,
-        help="[default: table on a terminal, else json]",
-    )(command)
+        "--format", "form", type=click.Choice(forms), help="How to print. [default: table on a terminal, else json]"
+    )
 
 
 def chosen_format(form: str | None) -> str:
@@ -89,7 +85,7 @@ def instant_ns(option: str, text: str, newest_ns: int) -> int:
     if at_ns is None:
         at_ns = _calendar_ns(text)
     if at_ns is None:
-        raise click.UsageError(f"{option} {text!r} is no time: give 2026-11-23T04:00:00Z, unix seconds, or 90m, 24h, 30d")
+        raise click.UsageError(f"{option} {text!r} is no time: give 2026-11-23T04:00Z, unix seconds, or 90m, 24h, 30d")
     if not 0 <= at_ns < _LATEST_SECONDS * _NANO:
         raise click.UsageError(f"{option} {text!r} does not lie between 1970 and 2262")
     return at_ns
@@ -103,7 +99,7 @@ def _unix_ns(text: str) -> int | None:
     if not number.is_finite():
         return None
     # far out, the exact product may be as large as memory: any instant that is refused does as well
-    return int(number * _NANO) if abs(number) < _LATEST_SECONDS else -1
+    return int(number * _NANO) if -_LATEST_SECONDS < number < _LATEST_SECONDS else -1
 
 
 def _calendar_ns(text: str) -> int | None:

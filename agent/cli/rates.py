@@ -12,8 +12,9 @@ from kvtally.agent.cli.options import chosen_format, format_option, ledger_optio
 from kvtally.agent.price import Resource, Term
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from kvtally.agent.ledger.read import LedgerReader
     from kvtally.agent.price import Rate
 
 
@@ -23,7 +24,7 @@ def rates() -> None:
 
 
 @rates.command(name="list", epilog="\b\nExample:\n  kvtally rates list")
-@format_option
+@format_option("table", "json", "csv")
 @ledger_options
 def list_(form: str | None, ledger: str | None, config_path: str | None) -> None:
     """Show every price that the ledger knows, the packaged ones included."""
@@ -83,7 +84,7 @@ def _row(rate: Rate) -> dict[str, object]:
 @click.option("--committed", type=click.IntRange(min=1), help="Reserved units that are paid for even when unused.")
 @click.option("--pue", help="Energy: factor on metered kWh.")
 @click.option("--source", default="operator", show_default=True, help="Where the price is written.")
-@click.option("--note", default="")
+@click.option("--note", default="", help="Free text, kept with the price.")
 @ledger_options
 def add(  # one option for each field of a rate
     resource: Resource,
@@ -145,6 +146,15 @@ def example() -> None:
     click.echo(owned_example(), nl=False)
 
 
+def _refuse_another_currency(reader: LedgerReader, known: Mapping[int, Rate], currency: str) -> None:
+    """Charges at a packaged price stay in its currency: rates in another would be added to them."""
+    from kvtally.agent.price import FOREVER_NS, RateError  # noqa: PLC0415  # as above
+
+    foreign = {rate_id for rate_id, rate in known.items() if rate.price_nano and rate.currency != currency}
+    if foreign and any(charge["rate_id"] in foreign for charge in reader.charges(0, FOREVER_NS)):
+        raise RateError("currency", f"this ledger holds charges in another: begin a new ledger for {currency}")
+
+
 def _keep(new: Sequence[Rate], ledger: str | None, config_path: str | None) -> None:
     from kvtally.agent.accounts import Payment  # noqa: PLC0415  # as above
     from kvtally.agent.book import book_of, keep_rates  # noqa: PLC0415  # as above
@@ -158,9 +168,10 @@ def _keep(new: Sequence[Rate], ledger: str | None, config_path: str | None) -> N
     upgrade(url)
     with LedgerReader(url) as reader:
         keep_rates(reader, config)
-        known = {rate for _, rate in reader.rates()}
-        RateBook([*(rate for _, rate in reader.rates()), *new])  # a second currency is refused before it is written
-        fresh = [rate for rate in new if rate not in known]
+        known = dict(reader.rates())
+        # a second currency is refused before it is written
+        _refuse_another_currency(reader, known, RateBook([*known.values(), *new]).currency)
+        fresh = [rate for rate in dict.fromkeys(new) if rate not in known.values()]
         reader.add_rates(fresh)
         for rate in new:
             click.echo(f"{'added' if rate in fresh else 'was there'}: {rate_text(rate)}")

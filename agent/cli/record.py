@@ -11,16 +11,18 @@ from kvtally.agent.cli.options import Seconds
 
 @click.command(epilog="\b\nExample: ten minutes, packed into one file\n  kvtally record h100-monday --for 600 --pack")
 @click.argument("folder", metavar="DIR")
-@click.option(
-    "--for", "duration", type=Seconds(min=1), metavar="SECONDS", help="Stop by itself after this long."
-)
+@click.option("--for", "duration", type=Seconds(min=1), metavar="SECONDS", help="Stop by itself after this long.")
 @click.option("--interval", type=float, metavar="SECONDS", help="Scrape this often (1 to 300). [default: 5]")
+@click.option("--gpu-every", type=Seconds(min=0), metavar="SECONDS", help="Sample GPUs this often. [default: as pages]")
+@click.option("--max-size", type=click.IntRange(min=1), default=2, show_default=True, metavar="GIB")
 @click.option("--pack", "packed", is_flag=True, help="Also write DIR.tar.xz.")
 @click.option("--config", "config_path", metavar="FILE", help="TOML config. [$KVTALLY_CONFIG]")
 def record(
     folder: str,
     duration: float | None,
     interval: float | None,
+    gpu_every: float | None,
+    max_size: int,
     packed: bool,
     config_path: str | None,
 ) -> None:
@@ -35,7 +37,9 @@ def record(
     if interval is not None:
         environment["KVTALLY_SCRAPE__INTERVAL_SECONDS"] = f"{interval:g}"
     config = load(config_path, environment)
-    recorded = Recorder(config, Path(folder), Log(config.log.format, config.log.level)).run(duration_seconds=duration)
+    log = Log(config.log.format, config.log.level)
+    recorder = Recorder(config, Path(folder), log, max_bytes=max_size * 2**30, gpu_every_seconds=gpu_every or None)
+    recorded = recorder.run(duration_seconds=duration)
     click.echo(f"{folder}: {recorded}", err=True)
     if packed:
         from kvtally.agent.recording_writer import pack  # noqa: PLC0415  # as above

@@ -28,6 +28,8 @@ def run(once: bool, interval: float | None, ledger: str | None, config_path: str
         environment["KVTALLY_SCRAPE__INTERVAL_SECONDS"] = f"{interval:g}"
     # read here, so that a mistake is told before anything starts
     url = ledger_url(ledger, load(config_path, environment), environment)
+    # glibc keeps large pages and a heap for each thread for good, unless it is told otherwise
+    environment = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20), **environment}
     # the same process goes on without this command line: the daemon stays a fifth smaller
     program = [sys.executable, "-m", "kvtally.agent.sidecar", url, config_path or "", "once" if once else ""]
     os.execve(sys.executable, program, environment)  # noqa: S606  # our own interpreter, no shell

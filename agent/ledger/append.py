@@ -85,6 +85,8 @@ def encoded(kind: Kind, state: State) -> str:
     body["details"] = state.details
     if state.parts is not None:
         body["parts"] = state.parts
+    if state.behind:
+        body["behind"] = state.behind
     return msgspec.json.encode(body).decode()
 
 
@@ -104,6 +106,7 @@ def decoded(kind: Kind, taken_at_ns: int, text: str, detail_names: Sequence[str]
         tuple(body["details"]),
         parts,
         body["moved"],
+        body.get("behind", {}),
     )
 
 

@@ -47,7 +47,7 @@ def unpacked(data: bytes | None, length: int) -> tuple[int, ...] | None:
     position = -1
     for gap, difference in zip(numbers[::2], numbers[1::2], strict=True):
         position += gap
-        if position >= length:
+        if not gap or position >= length:
             raise ValueError(f"details have a position {position}, the target has {length}")
         differences[position] = difference
     return tuple(differences)

@@ -17,7 +17,7 @@ from kvtally.agent.finding import Finding
 from kvtally.agent.ledger import schema
 from kvtally.agent.ledger.columns import HEAD_REVISION, HOUR_NS, KINDS, quantity_columns
 from kvtally.agent.ledger.errors import LedgerRevision, LedgerUnreachable, explained
-from kvtally.agent.ledger.evidence import evidence
+from kvtally.agent.ledger.evidence import MARGIN_NS, evidence
 from kvtally.agent.ledger.place import file_of
 from kvtally.agent.ledger.reach import reach
 from kvtally.agent.price import Rate
@@ -131,6 +131,13 @@ class LedgerReader:
         oldest = self.connection.execute(select(func.min(schema.intervals["engine"].c.start_ns))).scalar()
         return None if oldest is None else max(oldest, self.pruned_before() or oldest)
 
+    def whole_hours_from(self) -> int | None:
+        """The first hour of which every raw engine interval is there; None if none is there at all."""
+        raw_from_ns, pruned_ns = self.raw_from(), self.pruned_before()
+        if raw_from_ns is None or pruned_ns is None:
+            return None if raw_from_ns is None else raw_from_ns // HOUR_NS * HOUR_NS
+        return -(-raw_from_ns // HOUR_NS) * HOUR_NS
+
     def engine_rows(self, start_ns: int, end_ns: int) -> Iterator[EngineRow]:
         """Engine intervals that overlap [start_ns, end_ns), in time order."""
         c = schema.intervals["engine"].c
@@ -200,15 +207,17 @@ class LedgerReader:
         """Charges of the hours in [start_ns, end_ns), every revision."""
         c = schema.charge.c
         query = select(schema.charge).where(c.period_start_ns >= start_ns, c.period_start_ns < end_ns)
-        for row in self.connection.execute(query.order_by(c.period_start_ns, c.id)).mappings():
-            yield dict(row)
+        names = schema.charge.columns.keys()
+        for row in self.connection.execute(query.order_by(c.period_start_ns, c.id)):
+            yield dict(zip(names, row, strict=True))
 
     def hour_sums(self, kind: Kind, start_ns: int, end_ns: int) -> Iterator[Mapping[str, Any]]:
         """Hourly sums of a kind for the hours in [start_ns, end_ns)."""
         table = schema.hours[kind]
         query = select(table).where(table.c.hour_ns >= start_ns, table.c.hour_ns < end_ns)
-        for row in self.connection.execute(query.order_by(table.c.hour_ns, table.c.target_id)).mappings():
-            yield dict(row)
+        names = table.columns.keys()
+        for row in self.connection.execute(query.order_by(table.c.hour_ns, table.c.target_id)):
+            yield dict(zip(names, row, strict=True))
 
     def state_ends(self) -> dict[tuple[str, str], int]:
         """When each target was last scraped."""
@@ -252,7 +261,12 @@ class LedgerReader:
                 self.connection.execute(insert(schema.charge), rows)
 
     def prune(self, before_ns: int) -> dict[str, int]:
-        """Remove intervals that ended by an instant, and write down how many; one that crosses it stays."""
+        """Remove intervals that ended by an instant, and write down how many.
+
+        What crosses it stays whole, and so does what GPUs and processes say about the time of an engine's that does.
+        """
+        crossing = [row.start_ns for row in self.engine_rows(before_ns, before_ns + 1)]
+        before_ns = min([before_ns, *crossing]) - MARGIN_NS
         removed: dict[str, int] = {}
         with self._writing():
             for kind in KINDS:

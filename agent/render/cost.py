@@ -1,0 +1,179 @@
+"""The cost report as tables."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from kvtally.agent.render.numbers import UNKNOWN, amount, between, count, seconds, share
+from kvtally.agent.render.screen import Screen, Sheet, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SEVERITY = {"info": "dim", "warning": "yellow", "error": "bold red"}
+_TIERS = ("hbm", "dram", "disk", "p2p", "external")
+_OVERHEADS = ("idle", "asleep", "warm_up", "unallocated")
+_TIMES = {"hour": 16, "day": 10}  # how much of 2026-11-23T04:00:00.000Z names one
+
+
+def cost_table(answer: Mapping[str, Any]) -> None:
+    """Print a cost report: one group in full, several as a line each."""
+    answer = printable(answer)
+    screen = Screen()
+    groups, currency = answer["groups"], answer["currency"]
+    if not groups:
+        screen.say("The ledger holds no interval in this window. `kvtally doctor` says what is found here.")
+        return
+    window = answer["window"]
+    screen.say(f"{window['start']} to {window['end']}, {window['covered_seconds']:,.1f} s covered", style="dim")
+    if len(groups) == 1:
+        _detail(screen, groups[0], currency)
+    else:
+        _overview(screen, groups, currency)
+    for rate in sorted({rate for group in groups for rate in group["rates"]}):
+        screen.print(f"rate: {rate}", style="dim")
+    _findings(screen, answer["findings"])
+
+
+def _findings(screen: Screen, found: list[dict[str, str]]) -> None:
+    """What is not as it should be, one line each: the command in it can be copied."""
+    for one in found:
+        where = f" [{one['target']}]" if one["target"] else ""
+        screen.say(Text(f"{one['severity']}: ", style=_SEVERITY[one["severity"]]), f"{one['message']}{where}")
+
+
+def _label(dimension: str, value: str | None) -> str:
+    if value is None:
+        return f"(no {dimension})"
+    return value[: _TIMES[dimension]].replace("T", " ") if dimension in _TIMES else value
+
+
+def _priced(currency: str, basis: str | None) -> str:
+    """The head of a column of money: in what, and on what basis the price stands."""
+    return f"{currency}, {basis}" if basis else currency or "cost"
+
+
+def _overview(screen: Screen, groups: list[dict[str, Any]], currency: str) -> None:
+    bases = {group["basis"]["cost"] for group in groups}
+    common = bases.pop() if len(bases) == 1 else None
+    dimensions = tuple(groups[0]["by"])
+    figures = ["prompt", "reused", "generated", _priced(currency, common), "for nobody"]
+    figures += [f"{currency}/M", "input", "output", *([] if common else ["price"])]
+    sheet = Sheet(*dimensions, *figures, texts=len(dimensions))
+    for group in groups:
+        tokens, cost = group["tokens"], group["cost"]
+        loaded = (group["cost_per_million"] or {}).get("fully_loaded", {})
+        reused = None if tokens["computed"] is None or not tokens["prompt"] else tokens["prompt"] - tokens["computed"]
+        sheet.add(
+            *(_label(dimension, value) for dimension, value in group["by"].items()),
+            count(tokens["prompt"]),
+            share(reused, tokens["prompt"]),
+            count(tokens["generated"]),
+            amount(cost["total"] if cost else None),
+            _unserved(cost),
+            amount(loaded.get("total")),
+            amount(loaded.get("input")),
+            amount(loaded.get("output")),
+            *([] if common else [group["basis"]["cost"] or "none"]),
+        )
+    screen.print()
+    screen.sheet(sheet, ("for nobody", "generated", "reused", "prompt"))
+    screen.say(
+        f"{currency}/M: {currency or 'cost'} per million tokens, fully loaded; input and output are MODELLED, "
+        "--format json has their 90 % intervals",
+        style="dim",
+    )
+
+
+def _unserved(cost: Mapping[str, Any] | None) -> str:
+    """The share of the cost that served nobody: idle, asleep, warming up or held by no engine."""
+    if not cost:
+        return UNKNOWN
+    total = Decimal(cost["total"])
+    return share(float(sum(Decimal(cost["of_which"][state]) for state in _OVERHEADS)), float(total))
+
+
+def _detail(screen: Screen, group: Mapping[str, Any], currency: str) -> None:
+    screen.print(_headline(group, currency))
+    screen.print()
+    screen.sheet(_tokens(group), ("of prompt",))
+    screen.sheet(_time(group, currency), ("90 % interval", "share"))
+    if group["cost_per_million"] is not None:
+        screen.sheet(_unit_costs(group, currency), ("90 % interval", "active"))
+
+
+def _headline(group: Mapping[str, Any], currency: str) -> Text:
+    """The one figure that most people come for."""
+    name = " ".join(_label(dimension, value) for dimension, value in group["by"].items()) or "all"
+    text = Text(name, style="bold")
+    units, cost = group["cost_per_million"], group["cost"]
+    if cost is None:
+        return text.append(": no price, so tokens and seconds only", "default")
+    per_million = units["fully_loaded"]["total"]
+    if per_million is None:
+        return text.append(f": {amount(cost['total'])} {currency}, price {group['basis']['cost']}, and no token")
+    text.append(f": {amount(per_million)} {currency} per million tokens")
+    return text.append(f", price {group['basis']['cost']}; {_unserved(cost)} served nobody", "default")
+
+
+def _tokens(group: Mapping[str, Any]) -> Sheet:
+    tokens, basis = group["tokens"], group["basis"]["tokens"]
+    sheet = Sheet("tokens", "count", "of prompt", "basis")
+    sheet.add("prompt", count(tokens["prompt"]), "", basis)
+    sheet.add("  computed", count(tokens["computed"]), share(tokens["computed"], tokens["prompt"]), basis)
+    for tier in _TIERS:
+        value = tokens["cached"][tier]
+        if value:
+            sheet.add(f"  reused from {tier}", count(value), share(value, tokens["prompt"]), basis)
+    sheet.add("generated", count(tokens["generated"]), "", basis)
+    return sheet
+
+
+def _time(group: Mapping[str, Any], currency: str) -> Sheet:
+    times, cost, basis = group["engine_seconds"], group["cost"], group["basis"]
+    total = sum(times[state] for state in ("occupied", *_OVERHEADS))
+    overhead = cost["of_which"] if cost else {}
+    occupied = None if not cost else str(Decimal(cost["total"]) - sum(Decimal(each) for each in overhead.values()))
+    sheet = Sheet("engine time", "seconds", "90 % interval", "share", "basis", _priced(currency, basis["cost"]))
+
+    def add(name: str, value: float | None, interval: str, how: str, money: str) -> None:
+        sheet.add(name, seconds(value), interval, share(value, total), how, money)
+
+    add("occupied", times["occupied"], "", basis["states"], amount(occupied))
+    parts = group["prefill_share"]
+    if parts:
+        low, high = parts["low"] * times["occupied"], parts["high"] * times["occupied"]
+        add("  prefill", times["prefill"], f"{seconds(low)} to {seconds(high)}", "MODELLED", "")
+        low, high = times["occupied"] - high, times["occupied"] - low
+        add("  decode", times["decode"], f"{seconds(low)} to {seconds(high)}", "MODELLED", "")
+    elif times["occupied"]:
+        sheet.add("  prefill, decode", UNKNOWN, "", "", "unknown", "")
+    for state in _OVERHEADS:
+        if times[state] or state == "idle":
+            add(state.replace("_", "-"), times[state], "", basis["states"], amount(overhead.get(state)))
+    sheet.add("total", seconds(total), "", "", "MEASURED", amount(cost["total"] if cost else None))
+    return sheet
+
+
+def _unit_costs(group: Mapping[str, Any], currency: str) -> Sheet:
+    units, basis = group["cost_per_million"], group["basis"]
+    loaded, active = units["fully_loaded"], units["active"]
+    sheet = Sheet(f"{currency}/M, price {basis['cost']}", "fully loaded", "90 % interval", "active", "basis")
+    sheet.add("all tokens", amount(loaded["total"]), "", amount(active["total"]), basis["tokens"])
+
+    def add(key: str, name: str) -> None:
+        interval = loaded["intervals"][key]
+        span = between(interval["low"], interval["high"]) if interval else ""
+        how = basis["split"] if loaded[key] is not None else "unknown"
+        sheet.add(name, amount(loaded[key]), span, amount(active[key]), how or "unknown")
+
+    add("input", "input, reused or not")
+    add("input_computed", "  computed")
+    for tier, price in loaded["input_cached"].items():
+        known = "unknown" if price is None else basis["tokens"]
+        sheet.add(f"  reused from {tier}", amount(price), "", amount(active["input_cached"][tier]), known)
+    add("output", "output")
+    return sheet

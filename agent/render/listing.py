@@ -1,0 +1,89 @@
+"""What the ledger, the price list and the doctor know, as lines and tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from kvtally.agent.render.numbers import UNKNOWN, count
+from kvtally.agent.render.screen import Screen, Sheet, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_STATE = {"ok": "green", "no_data": "yellow", "failed": "bold red", "partial": "yellow"}
+
+
+def ledger_table(answer: Mapping[str, Any]) -> None:
+    """Print what `ledger info` knows."""
+    answer = printable(answer)
+    screen = Screen()
+    size = f"{answer['bytes'] / 2**20:,.2f} MiB"
+    screen.say(Text(answer["path"], style="bold"), f"  {size}, revision {answer['revision']}")
+    if answer["start"] is None:
+        screen.say("It holds no interval yet.")
+    else:
+        screen.say(f"{answer['start']} to {answer['end']}, in {answer['currency'] or 'no currency yet'}")
+    screen.print()
+    rows = Sheet("rows of", "count")
+    for name, number in answer["rows"].items():
+        if number:
+            rows.add(name, count(number))
+    screen.sheet(rows)
+    if not answer["targets"]:
+        return
+    targets = Sheet("target", "kind", "model", "version", "GPUs", texts=4)
+    for target in answer["targets"]:
+        held = _gpus(target) if target["kind"] == "engine" else ""
+        targets.add(target["name"], target["kind"], target.get("model", ""), target.get("version", ""), held)
+    screen.sheet(targets)
+
+
+def _gpus(target: Mapping[str, str]) -> str:
+    uuids = target.get("gpus")
+    return UNKNOWN if uuids is None else str(len([uuid for uuid in uuids.split(",") if uuid]))
+
+
+def rates_table(rates: Sequence[Mapping[str, Any]]) -> None:
+    """Print prices, and below them where each is written."""
+    screen = Screen()
+    rates = printable(list(rates))
+    currencies = {rate["currency"] for rate in rates}
+    common = currencies.pop() if len(currencies) == 1 else ""
+    sheet = Sheet("rate", common or "price", "term", "from", "until", "basis", "#", texts=1)
+    sources: dict[str, int] = {}
+    for rate in rates:
+        source = "; ".join(part for part in (rate["source"], rate["note"]) if part)
+        number = sources.setdefault(source, len(sources) + 1) if source else 0
+        whole, places = rate["price"].split(".")
+        currency = "" if common else f" {rate['currency']}"
+        price = f"{whole}.{places.rstrip('0').ljust(2, '0')}{currency}/{rate['unit']}"
+        sheet.add(
+            " ".join(part for part in (rate["resource"], rate["sku"], rate["site"]) if part),
+            price + (f" x PUE {rate['pue']}" if rate["pue"] else ""),
+            rate["term"],
+            rate["valid_from"],
+            rate["valid_until"] or "",
+            rate["basis"],
+            f"[{number}]" if number else "",
+        )
+    screen.sheet(sheet, ("basis",))
+    for source, number in sources.items():
+        screen.print(f"[{number}] {source}", style="dim")
+
+
+def doctor_table(answer: Mapping[str, Any]) -> None:
+    """Print what the doctor found: a line for each target, and below it what is missing and what to do."""
+    answer = printable(answer)
+    screen = Screen()
+    for one in answer["targets"]:
+        state, target = Text(f"{one['state']:<8}", style=_STATE[one["state"]]), Text(one["target"], style="bold")
+        screen.say(state, target, f"  {one['summary']}")
+        for missing in one["missing"]:
+            screen.say("        ", Text("missing ", style="yellow"), f"{missing['what']}: {missing['costs']}")
+            if missing["hint"]:
+                screen.say(f"                {missing['hint']}", style="dim")
+        if one["hint"]:
+            screen.say(f"        {one['hint']}", style="dim")
+    screen.say(answer["verdict"])

@@ -1,0 +1,544 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from kvtally.agent.finding import Finding
+from kvtally.agent.interval import BORN, RESET, Interval, State
+from kvtally.agent.ledger.errors import LedgerBusy, LedgerError
+from kvtally.agent.pipeline import Pipeline
+from kvtally.collectors.base import Reading, Scrape
+from kvtally.collectors.quantities import ENGINE, FILESYSTEM, index
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from kvtally.agent.ledger.append import Closed
+    from kvtally.agent.pipeline import Key
+
+SECOND = 1_000_000_000
+TICK = 5 * SECOND
+STARTED = 100 * SECOND  # when this run of kvtally began
+STEPPED = Finding("clock_set_forward", "warning", "", 0, 1, "the clock was set forward")
+
+
+class Book:
+    """A ledger in memory: as strict as the real one about what follows what, and it fails when told to."""
+
+    def __init__(self) -> None:
+        self.states: dict[Key, State] = {}
+        self.intervals: list[tuple[Key, Interval]] = []
+        self.findings: list[Finding] = []
+        self.full = False
+
+    def append(self, batch: Iterable[Closed], findings: Iterable[Finding] = ()) -> None:
+        batch, findings = list(batch), list(findings)
+        assert batch or findings
+        if self.full:
+            raise LedgerBusy("the ledger is locked")
+        for reading, interval, state, found in batch:
+            key = (reading.kind, reading.name)
+            before = self.states.get(key)
+            if interval is None or interval.flags & BORN:
+                assert before is None, "a first scrape of what the ledger knows"
+            else:
+                assert before is not None
+                assert before.taken_at_ns == interval.start_ns, "an interval that does not follow the one before"
+            self.states[key] = state
+            if interval is not None:
+                assert interval.start_ns < interval.end_ns == state.taken_at_ns
+                self.intervals.append((key, interval))
+            self.findings += found
+        self.findings += findings
+
+    def skip(self, by_ns: int, finding: Finding) -> None:
+        if self.full:
+            raise LedgerBusy("the ledger is locked")
+        self.findings.append(finding)
+        self.states = {key: state._replace(taken_at_ns=state.taken_at_ns + by_ns) for key, state in self.states.items()}
+
+    def counted(self, name: str, quantity: str = "prompt_tokens") -> list[int | None]:
+        at = index("engine", quantity)
+        return [interval.values[at] for key, interval in self.intervals if key == ("engine", name)]
+
+    def kinds(self) -> list[str]:
+        return [finding.kind for finding in self.findings]
+
+
+def as_they_are(readings: Sequence[Reading]) -> Sequence[Reading]:
+    return readings
+
+
+def pipeline(book: Book, *, live: bool = False, started_ns: int = STARTED) -> Pipeline:
+    return Pipeline(book, book.states, as_they_are, interval_ns=TICK if live else None, started_ns=started_ns)
+
+
+def engine(name: str = "a/0", epoch: float | None = 1.0, **values: float) -> Reading:
+    shown = tuple(values.get(quantity.name, None if quantity.name == "computed_tokens" else 0.0) for quantity in ENGINE)
+    return Reading("engine", name, {}, shown, epoch)
+
+
+def disk(reads: float) -> Reading:
+    return Reading("filesystem", "vda", {}, (None, reads) + (None,) * (len(FILESYSTEM) - 2))
+
+
+def ok(at: float, *readings: Reading, source: str = "vllm:a") -> Scrape:
+    return Scrape(source, STARTED + round(at * SECOND), 0.0, readings)
+
+
+def failed(at: float, source: str = "vllm:a", reason: str = "refused", outcome: Any = "failed") -> Scrape:
+    return Scrape(source, STARTED + round(at * SECOND), 0.0, (), outcome, reason)
+
+
+@pytest.fixture
+def book() -> Book:
+    return Book()
+
+
+def test_the_first_scrape_opens_and_every_later_one_closes_an_interval(book: Book) -> None:
+    run = pipeline(book)
+    first = run.tick([ok(0, engine(prompt_tokens=100.0))])
+    assert [one.interval for one in first.closed] == [None]
+    second = run.tick([ok(5, engine(prompt_tokens=107.0))])
+    assert second.closed[0].interval is not None
+    assert (second.error, second.findings) == (None, ())
+    assert book.counted("a/0") == [7]
+    assert run.states == book.states
+
+
+def test_a_tick_without_anything_to_write_writes_nothing(book: Book) -> None:
+    run = pipeline(book)
+    book.full = True  # it would fail
+    assert run.tick([failed(0)]) == ((), (), None)
+    assert run.tick([]) == ((), (), None)
+
+
+def test_one_tick_is_one_transaction_over_all_sources(book: Book) -> None:
+    run = pipeline(book)
+    for at in (0, 5):
+        tick = run.tick([ok(at, disk(at), source="diskstats"), ok(at + 1, engine("a/0"), engine("a/1"))])
+        assert [(one.reading.kind, one.reading.name) for one in tick.closed] == [
+            ("filesystem", "vda"),
+            ("engine", "a/0"),
+            ("engine", "a/1"),
+        ]
+    assert len(book.intervals) == 3
+
+
+def test_readings_are_described_a_scrape_at_a_time(book: Book) -> None:
+    def described(readings: Sequence[Reading]) -> list[Reading]:
+        return [one._replace(attributes={"of": str(len(readings))}) for one in readings]
+
+    run = Pipeline(book, {}, described, interval_ns=None, started_ns=STARTED)
+    tick = run.tick([ok(0, engine("a/0"), engine("a/1")), ok(0, engine("b/0"), source="vllm:b")])
+    assert [one.reading.attributes["of"] for one in tick.closed] == ["2", "2", "1"]
+
+
+def test_a_ledger_that_cannot_be_written_keeps_the_states_and_the_next_interval_covers_the_whole(book: Book) -> None:
+    run = pipeline(book)
+    run.tick([ok(0, engine(prompt_tokens=100.0))])
+    before = dict(run.states)
+    book.full = True
+    for at, count in ((5, 110.0), (10, 130.0)):
+        tick = run.tick([ok(at, engine(prompt_tokens=count))])
+        assert isinstance(tick.error, LedgerError)
+        assert (tick.closed, tick.findings) == ((), ())
+    assert run.states == before
+    book.full = False
+    run.tick([ok(15, engine(prompt_tokens=131.0))])
+    run.tick([ok(20, engine(prompt_tokens=132.0))])
+    assert book.counted("a/0") == [31, 1]
+    assert [(one.start_ns, one.end_ns, one.missed) for _, one in book.intervals] == [
+        (STARTED, STARTED + 15 * SECOND, 2),
+        (STARTED + 15 * SECOND, STARTED + 20 * SECOND, 0),
+    ]
+
+
+def test_a_first_scrape_that_could_not_be_written_is_still_the_baseline(book: Book) -> None:
+    run = pipeline(book)
+    book.full = True
+    run.tick([ok(0, engine(prompt_tokens=100.0))])
+    run.tick([ok(5, engine(prompt_tokens=110.0))])
+    book.full = False
+    tick = run.tick([ok(10, engine(prompt_tokens=111.0))])
+    assert [None if one.interval is None else one.interval.start_ns for one in tick.closed] == [None, STARTED]
+    assert book.counted("a/0") == [11]
+    assert book.intervals[0][1].missed == 1
+    run.tick([ok(15, engine(prompt_tokens=113.0))])
+    assert book.counted("a/0") == [11, 2]
+
+
+def test_an_unwritten_first_scrape_is_written_even_if_its_engine_is_gone(book: Book) -> None:
+    run = pipeline(book)
+    book.full = True
+    run.tick([ok(0, engine(prompt_tokens=100.0))])
+    book.full = False
+    assert len(run.tick([failed(5)]).closed) == 1
+    assert run.tick([failed(10)]).closed == ()
+    assert run.states[("engine", "a/0")].taken_at_ns == STARTED
+
+
+def test_an_engine_that_is_born_into_a_ledger_that_cannot_be_written_counts_whole_later(book: Book) -> None:
+    run = pipeline(book)
+    book.full = True
+    run.tick([ok(5, engine(epoch=102.0, prompt_tokens=40.0))])
+    book.full = False
+    run.tick([ok(10, engine(epoch=102.0, prompt_tokens=50.0))])
+    assert book.counted("a/0") == [50]
+    assert book.intervals[0][1].start_ns == STARTED + 2 * SECOND
+
+
+def test_an_engine_that_starts_while_kvtally_runs_is_counted_from_its_process_start(book: Book) -> None:
+    run = pipeline(book)
+    run.tick([failed(0)])
+    run.tick([ok(5, engine(epoch=102.0, prompt_tokens=40.0))])
+    ((_, interval),) = book.intervals
+    assert interval.flags & BORN
+    assert (interval.start_ns, book.counted("a/0")) == (STARTED + 2 * SECOND, [40])
+
+
+@pytest.mark.parametrize("epoch", [99.5, None])
+def test_an_engine_older_than_this_run_or_of_unknown_age_only_opens(book: Book, epoch: float | None) -> None:
+    run = pipeline(book)
+    run.tick([failed(0)])
+    run.tick([ok(5, engine(epoch=epoch, prompt_tokens=40.0))])
+    assert book.intervals == []
+
+
+def test_duplicate_and_late_scrapes_are_dropped_and_lose_nothing(book: Book) -> None:
+    run = pipeline(book)
+    for at, count in ((0, 0.0), (5, 10.0), (5, 10.0), (3, 6.0), (10, 12.0)):
+        run.tick([ok(at, engine(prompt_tokens=count))])
+    assert book.counted("a/0") == [10, 2]
+    assert book.kinds() == []
+
+
+def test_a_target_that_is_read_twice_in_one_tick_is_counted_once(book: Book) -> None:
+    run = pipeline(book)
+    same = engine(prompt_tokens=10.0)
+    for scrapes in (
+        [ok(0, engine())],
+        [ok(5, same), ok(5, same, source="other")],
+        [ok(10, engine(prompt_tokens=11.0)), ok(12, engine(prompt_tokens=14.0))],
+    ):
+        run.tick(scrapes)
+    assert book.counted("a/0") == [10, 1, 3]
+
+
+def test_a_first_scrape_that_the_ledger_has_passed_already_is_told_once(book: Book) -> None:
+    pipeline(book).tick([ok(10, engine(prompt_tokens=5.0))])
+    run = pipeline(book)
+    run.tick([ok(0, engine(prompt_tokens=1.0))])
+    run.tick([ok(5, engine(prompt_tokens=2.0))])
+    run.tick([ok(11, engine(prompt_tokens=9.0))])
+    (finding,) = book.findings
+    assert (finding.kind, finding.target) == ("scrape_out_of_order", "engine/a/0")
+    assert (finding.start_ns, finding.end_ns) == (STARTED, STARTED + 10 * SECOND)
+    assert book.counted("a/0") == [4]
+
+
+def test_live_the_cadence_tells_how_many_scrapes_were_due(book: Book) -> None:
+    run = pipeline(book, live=True)
+    for at in (0, 5.4, 10, 25, 32, 39.6):
+        run.tick([ok(at, engine())])
+    # 5.4, 4.6, 15, 7 and 7.6 seconds at one scrape every 5
+    assert [one.missed for _, one in book.intervals] == [0, 0, 2, 0, 1]
+
+
+def test_live_a_failed_scrape_is_missed_by_the_cadence_and_not_twice(book: Book) -> None:
+    run = pipeline(book, live=True)
+    for scrape in (ok(0, engine()), failed(5), ok(10, engine())):
+        run.tick([scrape])
+    assert [one.missed for _, one in book.intervals] == [1]
+
+
+def test_in_a_replay_scrapes_that_failed_or_lacked_the_target_are_missed(book: Book) -> None:
+    run = pipeline(book)
+    for scrape in (
+        ok(0, engine("a/0"), engine("a/1")),
+        failed(5),
+        failed(10, outcome="no_data"),
+        ok(15, engine("a/1")),  # a page that lacks one rank
+        ok(20, engine("a/0"), engine("a/1")),
+        ok(25, engine("a/0"), engine("a/1")),
+        ok(99, engine("a/0"), engine("a/1")),  # however long it took
+    ):
+        run.tick([scrape])
+    missed = {name: [one.missed for key, one in book.intervals if key[1] == name] for name in ("a/0", "a/1")}
+    assert missed == {"a/0": [3, 0, 0], "a/1": [2, 0, 0, 0]}
+
+
+def test_in_a_replay_a_page_that_lacks_a_target_is_missed_by_it_and_by_no_other(book: Book) -> None:
+    run = pipeline(book)
+    run.tick([ok(0, engine("a/0"), engine("a/1")), ok(0, engine("b/0"), source="vllm:b")])
+    run.tick([ok(5, engine("a/1")), ok(5, engine("b/0"), source="vllm:b")])
+    run.tick([ok(10, engine("a/0"), engine("a/1")), ok(10, engine("b/0"), source="vllm:b")])
+    missed = {name: [one.missed for key, one in book.intervals if key[1] == name] for name in ("a/0", "a/1", "b/0")}
+    assert missed == {"a/0": [1], "a/1": [0, 0], "b/0": [0, 0]}
+
+
+def test_a_source_that_fails_leaves_the_others_as_they_are(book: Book) -> None:
+    run = pipeline(book)
+    run.tick([ok(0, engine(prompt_tokens=1.0)), ok(0, engine("b/0"), source="vllm:b")])
+    run.tick([failed(5), ok(5, engine("b/0", prompt_tokens=8.0), source="vllm:b")])
+    run.tick([ok(10, engine(prompt_tokens=4.0)), ok(10, engine("b/0", prompt_tokens=9.0), source="vllm:b")])
+    assert book.counted("a/0") == [3]
+    assert book.counted("b/0") == [8, 1]
+    missed = {(key[1], one.end_ns // SECOND - 100): one.missed for key, one in book.intervals}
+    assert missed == {("b/0", 5): 0, ("a/0", 10): 1, ("b/0", 10): 0}
+    assert [finding.target for finding in book.findings] == ["vllm:a"]
+
+
+def test_scrapes_that_failed_are_one_finding_with_their_span_and_first_reason_once_it_is_over(book: Book) -> None:
+    run = pipeline(book)
+    run.tick([ok(0, engine())])
+    run.tick([failed(5, reason="connection refused")])
+    run.tick([failed(10, reason="timed out")])
+    run.tick([ok(17.5, engine())])
+    run.tick([ok(20, engine())])
+    (finding,) = book.findings
+    assert (finding.kind, finding.severity, finding.target) == ("scrapes_failed", "info", "vllm:a")
+    assert (finding.start_ns, finding.end_ns) == (STARTED + 5 * SECOND, STARTED + 17 * SECOND + SECOND // 2)
+    assert "vllm:a could not be read for 12.5 s (connection refused)" in finding.message
+
+
+def test_a_source_that_has_no_data_is_no_failure(book: Book) -> None:
+    run = pipeline(book)
+    run.tick([failed(0, outcome="no_data")])
+    run.tick([ok(5, engine())])
+    assert book.findings == []
+
+
+def test_findings_of_a_tick_that_could_not_be_written_are_written_later_and_once(book: Book) -> None:
+    pipeline(book).tick([ok(0, engine(), engine("a/1"))])
+    run = pipeline(book, live=True)
+    run.tick([failed(25)])
+    book.full = True
+    run.tick([ok(30, engine())], [STEPPED])
+    run.tick([ok(35, engine())])
+    book.full = False
+    run.tick([ok(40, engine())])
+    run.tick([ok(45, engine())])
+    assert sorted(book.kinds()) == ["clock_set_forward", "not_watched", "scrapes_failed"]
+    spans = {finding.kind: (finding.start_ns, finding.end_ns) for finding in book.findings}
+    assert spans["not_watched"] == (STARTED, STARTED + 30 * SECOND)
+    assert spans["scrapes_failed"] == (STARTED + 25 * SECOND, STARTED + 40 * SECOND)
+
+
+def test_findings_alone_are_written_too(book: Book) -> None:
+    tick = pipeline(book).tick([], [STEPPED])
+    assert (tick.findings, book.findings) == ((STEPPED,), [STEPPED])
+
+
+def test_what_a_run_finds_after_a_pause_of_kvtally_is_one_long_interval_that_says_so(book: Book) -> None:
+    pipeline(book, live=True).tick([ok(0, engine(prompt_tokens=5.0)), ok(0, disk(1.0), source="diskstats")])
+    run = pipeline(book, live=True, started_ns=STARTED + 3600 * SECOND)
+    run.tick([ok(3600, engine(prompt_tokens=905.0)), ok(3600, disk(2.0), source="diskstats")])
+    assert book.counted("a/0") == [900]
+    assert [one.missed for _, one in book.intervals] == [719, 719]
+    (finding,) = book.findings  # for the engine only
+    assert (finding.kind, finding.target) == ("not_watched", "engine/a/0")
+    assert (finding.start_ns, finding.end_ns) == (STARTED, STARTED + 3600 * SECOND)
+    assert finding.message.startswith("no kvtally ran for 3600.0 s")
+
+
+@pytest.mark.parametrize(("live", "at"), [(True, 5), (False, 3600)])
+def test_a_restart_of_kvtally_between_two_scrapes_is_no_pause(book: Book, live: bool, at: float) -> None:
+    pipeline(book, live=live).tick([ok(0, engine(prompt_tokens=5.0))])
+    pipeline(book, live=live).tick([ok(at, engine(prompt_tokens=6.0))])
+    assert book.counted("a/0") == [1]
+    assert book.findings == []
+
+
+def test_a_step_of_the_clock_is_left_out_of_every_open_interval(book: Book) -> None:
+    run = pipeline(book, live=True)
+    run.tick([ok(0, engine(prompt_tokens=1.0)), ok(0, engine("b/0"), source="vllm:b")])
+    run.skip(3600 * SECOND, STEPPED)
+    run.tick([ok(3605, engine(prompt_tokens=3.0)), ok(3605, engine("b/0"), source="vllm:b")])
+    assert [(one.end_ns - one.start_ns, one.missed) for _, one in book.intervals] == [(5 * SECOND, 0)] * 2
+    assert book.counted("a/0") == [2]
+    assert book.findings == [STEPPED]
+
+
+def test_a_step_of_the_clock_that_could_not_be_written_changes_nothing(book: Book) -> None:
+    run = pipeline(book)
+    run.tick([ok(0, engine())])
+    before = dict(run.states)
+    book.full = True
+    with pytest.raises(LedgerBusy):
+        run.skip(3600 * SECOND, STEPPED)
+    assert run.states == before
+
+
+def test_a_step_of_the_clock_moves_a_first_scrape_that_is_not_written_yet(book: Book) -> None:
+    run = pipeline(book)
+    book.full = True
+    run.tick([ok(0, engine())])
+    book.full = False
+    run.skip(3600 * SECOND, STEPPED)
+    run.tick([ok(3605, engine(prompt_tokens=3.0))])
+    assert [(one.end_ns - one.start_ns) for _, one in book.intervals] == [5 * SECOND]
+
+
+def test_an_engine_that_restarts_while_the_ledger_cannot_be_written_loses_what_only_memory_had(book: Book) -> None:
+    run = pipeline(book)
+    run.tick([ok(0, engine(prompt_tokens=10.0, running_requests=1.0))])
+    book.full = True
+    run.tick([ok(5, engine(prompt_tokens=30.0))])
+    run.tick([ok(10, engine(epoch=109.0, prompt_tokens=4.0))])
+    book.full = False
+    run.tick([ok(15, engine(epoch=109.0, prompt_tokens=6.0))])
+    assert book.counted("a/0") == [6]
+    (finding,) = book.findings
+    assert (finding.kind, finding.start_ns, finding.end_ns) == ("tokens_lost", STARTED, STARTED + 9 * SECOND)
+
+
+class Engine:
+    """An engine as it is: what it has counted, what the pipeline may have seen of it, what is lost for good."""
+
+    def __init__(self, name: str, epoch: float, count: int) -> None:
+        self.name = name
+        self.epoch = epoch
+        self.count = count  # in this life
+        self.baseline: int | None = None  # of the first scrape that is not forgotten
+        self.due = 0  # counted since the last scrape that was written
+        self.lost = 0
+        self.written = 0
+
+    def reading(self) -> Reading:
+        return engine(self.name, self.epoch, prompt_tokens=float(self.count), generated_tokens=float(self.count))
+
+
+class Deployment(RuleBasedStateMachine):
+    """Engines, a ledger and a kvtally, each of which fails, restarts and returns as it likes.
+
+    What is written must be what was counted since the first scrape, less what died with its engine unwritten.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 100.0
+        self.book = Book()
+        self.engines: list[Engine] = []
+        self.known: dict[str, bool] = {}  # name -> whether its first scrape is in the ledger
+        self.skipped = 0
+        self.restart_kvtally()
+
+    @rule()
+    def restart_kvtally(self) -> None:
+        self.now += 1
+        self.run = pipeline(self.book, live=True, started_ns=round(self.now * SECOND))
+        self.started = self.now
+        for one in self.engines:
+            if not self.known.get(one.name):
+                self.known.pop(one.name, None)  # a first scrape that only memory had is forgotten
+                one.baseline, one.due = None, 0
+
+    @precondition(lambda self: len(self.engines) < 3)
+    @rule(count=st.integers(0, 100), late=st.booleans())
+    def add_engine(self, count: int, late: bool) -> None:
+        """Put an engine there: one that kvtally sees start, or one that is older than it."""
+        self.now += 2
+        epoch = self.now - 1 if late else 1.0 + len(self.engines)
+        self.engines.append(Engine(f"{'abc'[len(self.engines)]}/0", epoch, count))
+
+    @precondition(lambda self: self.engines)
+    @rule(which=st.integers(0, 2), by=st.integers(1, 1000))
+    def serve(self, which: int, by: int) -> None:
+        one = self.engines[which % len(self.engines)]
+        one.count += by
+        if one.baseline is not None:
+            one.due += by
+
+    @precondition(lambda self: self.engines)
+    @rule(which=st.integers(0, 2), count=st.integers(0, 50))
+    def restart_engine(self, which: int, count: int) -> None:
+        one = self.engines[which % len(self.engines)]
+        self.now += 1
+        one.epoch = self.now - 0.5
+        if one.baseline is not None:
+            one.lost += one.due
+            one.due = count
+        one.count = count
+
+    @rule(full=st.booleans())
+    def change_disk(self, full: bool) -> None:
+        self.book.full = full
+
+    @rule(broken=st.sets(st.integers(0, 2)), again=st.booleans())
+    def tick(self, broken: set[int], again: bool) -> None:
+        self.now += 5
+        scrapes: list[Scrape] = []
+        for at, one in enumerate(self.engines):
+            source = f"vllm:{one.name}"
+            if at in broken:
+                scrapes.append(Scrape(source, round(self.now * SECOND), 0.0, (), "failed", "refused"))
+                continue
+            scrapes.append(Scrape(source, round(self.now * SECOND), 0.0, (one.reading(),)))
+            scrapes += scrapes[-1:] if again else []
+            if one.baseline is None:
+                # everything that an engine counted which started in this run is ours
+                ours = self.started <= one.epoch
+                one.baseline = 0 if ours else one.count
+                one.due = one.count if ours else 0
+                self.known[one.name] = False
+        result = self.run.tick(scrapes)
+        assert self.book.full or result.error is None
+        assert result.error or not (self.book.full and any(scrape.readings for scrape in scrapes))
+        if self.book.full:
+            for at, one in enumerate(self.engines):
+                # nothing of a birth is kept but that it will be found again
+                if at not in broken and not self.known[one.name] and one.baseline == 0 and self.started <= one.epoch:
+                    one.baseline = None
+            return
+        for at, one in enumerate(self.engines):
+            if one.name in self.known:
+                self.known[one.name] = True
+            if at not in broken:
+                one.written += one.due
+                one.due = 0
+
+    @precondition(lambda self: not self.book.full)
+    @rule(hours=st.integers(1, 5))
+    def step_clock(self, hours: int) -> None:
+        self.run.skip(hours * 3600 * SECOND, STEPPED)
+        self.now += hours * 3600
+        self.skipped += hours * 3600
+
+    @invariant()
+    def what_is_written_is_what_was_counted(self) -> None:
+        for one in self.engines:
+            for quantity in ("prompt_tokens", "generated_tokens"):
+                counted = self.book.counted(one.name, quantity)
+                assert None not in counted
+                assert sum(count or 0 for count in counted) == one.written, one.name
+
+    @invariant()
+    def intervals_of_a_target_do_not_overlap_and_leave_out_only_steps_of_the_clock(self) -> None:
+        for one in self.engines:
+            own = [interval for key, interval in self.book.intervals if key[1] == one.name]
+            gaps = [after.start_ns - before.end_ns for before, after in pairwise(own)]
+            assert all(gap >= 0 for gap in gaps)
+            assert sum(gaps) <= self.skipped * SECOND
+            if not self.skipped:
+                assert not any(gaps)
+
+    @invariant()
+    def every_restart_that_lost_something_is_a_finding(self) -> None:
+        for one in self.engines:
+            resets = sum(bool(interval.flags & RESET) for key, interval in self.book.intervals if key[1] == one.name)
+            told = [
+                finding
+                for finding in self.book.findings
+                if finding.kind in {"tokens_lost", "engine_restarted"} and finding.target == f"engine/{one.name}"
+            ]
+            assert len(told) == resets
+
+
+TestDeployment = Deployment.TestCase
+TestDeployment.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
