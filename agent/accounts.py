@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
+from kvtally.agent.commitments import with_unused
 from kvtally.agent.costing import law_of, replica_facts
 from kvtally.agent.facts import WORK, EngineRow, Evidence, Facts, Line
 from kvtally.agent.finding import Finding
@@ -131,7 +132,8 @@ def _raw_facts(
                     host_gpus=host_gpus[hour],
                 )
                 facts.append(one if any(row.start_ns >= period[0] for row in inside) else one._replace(work=_NO_WORK))
-    return facts + _unheld(reader, window, near, evidence, targets=targets, book=book, payment=payment)
+    facts += _unheld(reader, window, near, evidence, targets=targets, book=book, payment=payment)
+    return with_unused(facts, book)
 
 
 def _overlapping(spans: Sequence[_T], start_ns: int, end_ns: int) -> Sequence[_T]:
@@ -160,13 +162,13 @@ def _unheld(
 ) -> list[Facts]:
     """GPUs while no replica held them, one entry per product and hour."""
     start_ns, end_ns = window
-    # a GPU interval counts as held if an engine's lies within its own length of it
-    slack_ns = max((end - start for gpu in evidence.present for start, end in gpu.spans), default=0)
-    if not slack_ns:
+    # a GPU interval counts as held if an engine's lies within its own length of it, and it may cross an edge by as much
+    far_ns = 2 * max((end - start for gpu in evidence.present for start, end in gpu.spans), default=0)
+    if not far_ns:
         return []
     spans: dict[str, list[tuple[int, int]]] = {}
     unmapped: list[tuple[int, int]] = []
-    before, after = reader.engine_rows(start_ns - slack_ns, start_ns), reader.engine_rows(end_ns, end_ns + slack_ns)
+    before, after = reader.engine_rows(start_ns - far_ns, start_ns), reader.engine_rows(end_ns, end_ns + far_ns)
     gpus = {target.id: replica_of(target).gpus for target in targets.values() if target.kind == "engine"}
     for row in (*before, *near, *after):
         own = gpus[row.target_id]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kvtally.agent.commitments import UNUSED
 from kvtally.agent.finding import Finding, utc_text
 from kvtally.agent.ledger import audit_queries as ask
 from kvtally.agent.ledger.columns import HOUR_NS
@@ -129,7 +130,8 @@ def charges_present(_: Ledger, one: Settled) -> Iterator[Finding]:
         return
     total_ns = sum(one.state_ns.values())
     for resource, units in _held(one.replica).items():
-        own = [charge for charge in one.charges if charge["resource"] == resource]
+        # a commitment that was not used up is paid for beside what was held
+        own = [charge for charge in one.charges if charge["resource"] == resource and charge["state"] != UNUSED]
         pieces = one.runs * (2 * len({charge["rate_id"] for charge in own}) - 1) if own else 1
         charged = sum(charge["quantity"] for charge in own)
         lost = 0 if units.denominator == 1 else len(STATES) * pieces

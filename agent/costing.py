@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 CPU_HOST = "cpu-host"
 GPU_HOST = "gpu-host"
-GIB = 2**30
 
 
 def apportioned(total: int, weights: Mapping[str, int]) -> dict[str, int]:
@@ -167,9 +166,7 @@ class _Holding(NamedTuple):
 
 
 def _holdings(replica: Replica, book: RateBook, span: tuple[int, int], host_gpus: int | None) -> list[_Holding]:
-    count = replica.gpu_count
-    if count is None:
-        return []
+    count = len(replica.gpus or ())
     held: list[_Holding] = []
     if count:
         held.append(_Holding("gpu", replica.sku or "", count, span))

@@ -74,9 +74,13 @@ class Daemon:
 
     def run(self, *, once: bool = False) -> None:
         """Run until SIGTERM or SIGINT; `once` closes one interval and returns. LedgerError if there is no ledger."""
-        with told_by_signals(self._stop):
-            self._make_ledger()
-            with WriterLock(self._path), closing(LedgerWriter(connect(self._path), self._path)) as writer:
+        with closing(connect(self._path)) as connection:
+            current = is_current(connection, self._path)
+        # the lock comes before an upgrade: nobody may change the tables under another run
+        with told_by_signals(self._stop), WriterLock(self._path):
+            if not current:
+                self._make_ledger()
+            with closing(LedgerWriter(connect(self._path), self._path)) as writer:
                 self._begin(writer)
                 try:
                     self._loop(once=once)
@@ -107,9 +111,6 @@ class Daemon:
 
     def _make_ledger(self) -> None:
         """Create the ledger or bring it up to date, in a child: alembic would stay in memory for good."""
-        with closing(connect(self._path)) as connection:
-            if is_current(connection, self._path):
-                return
         child = Child("ledger", "upgrade", "--ledger", self._url)
         if child.wait():
             raise LedgerUnreachable(f"{self._path}: the ledger could not be made", f"see `{child.command}`")
@@ -205,7 +206,10 @@ class Daemon:
         elif now - self._settled_at >= SETTLE_SECONDS:
             self._settled_at = now
             options = ["--config", self._config_path] if self._config_path else []
-            self._child = Child("ledger", "settle", "--quiet", "--prune", "--ledger", self._url, *options)
+            try:
+                self._child = Child("ledger", "settle", "--quiet", "--prune", "--ledger", self._url, *options)
+            except OSError as error:  # no memory or no process is left: the next one will do
+                self._log.complain("warning", "the hours that are over could not be settled", reason=str(error))
 
     def _begin_look(self) -> threading.Thread:
         self._looked_at = self._monotonic()

@@ -44,7 +44,7 @@ _WANTED: Mapping[str, tuple[str, str]] = {
     "prefill_ns": ("occupied time at the edges of work is guessed", ""),
     "prefix_hit_tokens": ("reuse is not counted", "prefix caching may be off: --enable-prefix-caching"),
     "awake": ("a sleeping engine counts as idle", "vLLM tells since 0.11.1"),
-    "kv_usage_ppm": ("how full the KV cache is is unknown", ""),
+    "kv_usage_ppm": ("nobody knows how full the KV cache is", ""),
 }
 
 
@@ -60,20 +60,30 @@ def examine(
         for page in sources.engines
     ]
     if not checked:
-        ports = ", ".join(str(port) for port in config.scrape.ports[:12])
-        checked.append(
-            Checked(
-                "engine",
-                "failed",
-                f"no vLLM engine answers on the ports {ports} of this host",
-                (),
-                'start one, or name it in kvtally.toml: engine = [{ url = "http://HOST:PORT/metrics" }]',
-            )
-        )
+        checked.append(_no_engine(config))
     if found.gpu_indices is None and not any(source == "nvml" for source in readings):
         checked.append(_no_gpu(config))
     checked += [_other(source, taken) for source, taken in readings.items()]
     return checked
+
+
+def _no_engine(config: Config) -> Checked:
+    hint = 'start one, or name it in kvtally.toml: engine = [{ url = "http://HOST:PORT/metrics" }]'
+    if not config.scrape.discover:
+        return Checked("engine", "failed", "the config names none, and looking for them is switched off", (), hint)
+    ports = _runs(config.scrape.ports)
+    return Checked("engine", "failed", f"no vLLM engine answers on this host's ports {ports}", (), hint)
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Numbers in order, those that follow on each other as a span: "8000 to 8010, 8200"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number <= runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if run[-1] > run[0] else str(run[0]) for run in runs)
 
 
 def _engine(name: str, taken: Scrape, about: About, *, restricted: bool) -> Checked:
@@ -101,6 +111,8 @@ def _engine(name: str, taken: Scrape, about: About, *, restricted: bool) -> Chec
     parts += [f"cache: {cache.attributes.get('cache')}" for cache in caches]
     parts.append("asked for the wanted families alone" if restricted else "whole page read")
     state = "partial" if missing else "ok"
+    if _value(first, "prompt_tokens") is None and _value(first, "generated_tokens") is None:
+        state = "failed"  # there is nothing to meter
     return Checked(target, state, ", ".join(part for part in parts if part), tuple(missing))
 
 

@@ -49,7 +49,8 @@ class Log:
     def complain(self, level: Level, message: str, **fields: object) -> None:
         """Write a line unless the same message was written within the last minute."""
         now = self._clock()
-        if now - self._said.get(message, -REPEAT_SECONDS) < REPEAT_SECONDS:
+        # a clock that was set back says nothing about how long ago it was
+        if 0 <= now - self._said.get(message, -REPEAT_SECONDS) < REPEAT_SECONDS:
             return
         if len(self._said) >= _REMEMBERED:
             self._said.clear()

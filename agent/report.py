@@ -147,12 +147,10 @@ def _unique(findings: Iterable[Finding]) -> list[Finding]:
         # what holds for a whole target reads once, however many hours it was found in
         told = "" if finding.kind in {"no_rate", "replica_mapping_unknown"} else finding.message
         key = (finding.kind, finding.target, told)
-        before = merged.get(key)
-        if before is not None:
-            finding = finding._replace(  # noqa: PLW2901  # the joined one takes its place
-                start_ns=min(before.start_ns, finding.start_ns), end_ns=max(before.end_ns, finding.end_ns)
-            )
-        merged[key] = finding
+        before = merged.get(key, finding)
+        # the earliest has the message to keep: a price from then on closes the later gaps as well
+        first = min(before, finding, key=lambda one: one.start_ns)
+        merged[key] = first._replace(end_ns=max(before.end_ns, finding.end_ns))
     return sorted(merged.values(), key=lambda one: (one.start_ns, one.kind, one.target))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
@@ -39,13 +40,11 @@ class Found(NamedTuple):
 
 def probe(url: str) -> bytes | None:
     """The body of a page, or None: whatever else answers on a port is no engine."""
-    endpoint = Endpoint(url, timeout_seconds=PROBE_SECONDS, max_bytes=PAGE_BYTES)
     try:
-        return endpoint.get().body
+        with closing(Endpoint(url, timeout_seconds=PROBE_SECONDS, max_bytes=PAGE_BYTES)) as endpoint:
+            return endpoint.get().body
     except (CollectError, ValueError):
         return None
-    finally:
-        endpoint.close()
 
 
 def look_around(config: Config, nvml: NvmlCollector | None) -> Found:

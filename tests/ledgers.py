@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import tempfile
 from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sqlalchemy import Engine, event
 
 from kvtally.agent.ledger.append import LedgerWriter
 from kvtally.agent.ledger.place import connect
@@ -20,7 +24,7 @@ from kvtally.collectors.base import Reading, Scrape
 from kvtally.collectors.quantities import QUANTITIES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 SECOND = 1_000_000_000
 HOUR = 3600 * SECOND
@@ -172,30 +176,30 @@ STORY_ABOUTS = {
 STORY_END = START + 4 * HOUR + 900 * SECOND
 
 
-def tell_story(path: str) -> None:
-    """Fill a ledger with four hours of two engines and three GPUs, one of them free, every 20 s from 04:10:07 on.
+def tell_story(path: str, seconds: int = 20) -> None:
+    """Fill a ledger with four hours of two engines and three GPUs, one of them free, scraped from 04:10:07 on.
 
     04:30 the second engine sleeps for 6 minutes. 05:17 the first restarts at work. 05:30:00.000000007 the GPUs'
     price changes. 05:50-06:25 the second engine's page does not answer. 06:50-07:10:30 no kvtally runs. 07:40 the
     third GPU is gone for 5 minutes.
     """
     chance = random.Random(20261123)
-    deployment = Deployment(path, STORY_ABOUTS)
+    deployment = Deployment(path, STORY_ABOUTS, interval_seconds=seconds)
     first, second = FakeEngine(f"{_FIRST}/0"), FakeEngine(f"{_SECOND}/0")
     gpus = [FakeGpu("GPU-a"), FakeGpu("GPU-b"), FakeGpu("GPU-c")]
     try:
-        for number, at_ns in enumerate(_moments()):
+        for number, at_ns in enumerate(_moments(seconds)):
             into = (at_ns - START) // SECOND
             for engine, gpu in ((first, gpus[0]), (second, gpus[1])):
                 asleep = engine is second and 1800 <= into < 2160
-                _work(chance, engine, gpu, busy=not asleep and chance.random() < 0.7, mean=number % 2 == 1)
+                _work(chance, engine, gpu, seconds, busy=not asleep and chance.random() < 0.7, mean=number % 2 == 1)
                 engine.counts["awake"] = 0.0 if asleep else 1.0
-            gpus[2].run(20, 0, mean=number % 2 == 1)
-            if 4620 <= into < 4640:
+            gpus[2].run(seconds, 0, mean=number % 2 == 1)
+            if 4620 <= into < 4620 + seconds:
                 first.restart(at_ns / 1e9 - 9)
             if 10230 <= into < 11430:
                 continue
-            if 11430 <= into < 11450:
+            if 11430 <= into < 11430 + seconds:
                 deployment.restart(at_ns)
             answering = None if 6600 <= into < 8700 else second
             seen = gpus[:2] if 13200 <= into < 13500 else gpus
@@ -206,13 +210,13 @@ def tell_story(path: str) -> None:
         reader.add_rates(RATES)
 
 
-def _moments() -> Iterator[int]:
+def _moments(seconds: int) -> Iterator[int]:
     jitter = random.Random(7)
-    for at_ns in range(START + 607 * SECOND, STORY_END, 20 * SECOND):
+    for at_ns in range(START + 607 * SECOND, STORY_END, seconds * SECOND):
         yield at_ns + jitter.randrange(3_000_000)
 
 
-def _work(chance: random.Random, engine: FakeEngine, gpu: FakeGpu, *, busy: bool, mean: bool) -> None:
+def _work(chance: random.Random, engine: FakeEngine, gpu: FakeGpu, seconds: int, *, busy: bool, mean: bool) -> None:
     engine.counts["running_requests"] = 0.0
     worked = 0.0
     if busy:
@@ -223,4 +227,22 @@ def _work(chance: random.Random, engine: FakeEngine, gpu: FakeGpu, *, busy: bool
             computed=computed, hbm=chance.randrange(0, 90_000), generated=generated, steps=steps, seconds=worked
         )
         engine.counts["running_requests"] = float(chance.choice((0, 0, 3)))
-    gpu.run(20, worked, mean=mean)
+    gpu.run(seconds, worked, mean=mean)
+
+
+def killed_at(statement: int, act: Callable[[], object]) -> bool:
+    """Do something in a child that dies before its n-th SQL statement, as by the kernel; whether it did."""
+    child = os.fork()
+    if child == 0:
+        left = iter(range(statement))
+
+        def count(*_: object) -> None:
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        event.listen(Engine, "before_cursor_execute", count)
+        try:
+            act()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])

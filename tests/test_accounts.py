@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.ledgers import (
     HOUR,
@@ -122,6 +122,10 @@ def edges() -> st.SearchStrategy[int]:
 
 
 @settings(max_examples=30, deadline=None)
+# from inside the interval across 06:00, from inside the one across 07:00, and to the end of the former
+@example([START + 6900 * SECOND, START + 3 * HOUR])
+@example([START + 10_500 * SECOND, START + 4 * HOUR])
+@example([START + HOUR + 7, START + 8700 * SECOND])
 @given(st.tuples(edges(), edges()).map(sorted).filter(lambda pair: pair[0] < pair[1]))
 def test_any_window_over_settled_hours_and_raw_edges_is_what_raw_intervals_alone_make(pair: list[int]) -> None:
     window = Window(*pair)
@@ -223,6 +227,26 @@ def test_an_engine_that_cannot_be_read_still_holds_its_gpu(tmp_path: Path) -> No
         assert facts_of(reader, Window(START + 1200 * SECOND, START + 4800 * SECOND), book, PAYMENT) == []
         whole = facts_of(reader, Window(START, START + 99 * 60 * SECOND), book, PAYMENT)
     assert [one.replica and one.replica.name for one in whole] == ["10.0.0.1:8000/0"] * 2
+
+
+def test_a_gpu_is_held_around_its_engines_last_interval_whichever_hour_asks(tmp_path: Path) -> None:
+    path, engine, gpu = new_ledger(tmp_path), FakeEngine("10.0.0.1:8000/0"), FakeGpu("GPU-a")
+    deployment = deployed(path, seconds=10)
+    for second in range(3400, 3700, 10):
+        gpu.run(10, 0)
+        # the engine's last interval ends at 04:59:50; GPU intervals go on from 04:59:50 to 05:00 and beyond
+        deployment.scrape(START + second * SECOND, [engine] if second <= 3590 else [], [gpu])
+    deployment.close()
+    with reader_of(path) as reader:
+        reader.add_rates(RATES)
+        book = book_of(reader)
+        both = facts_of(reader, Window(START, START + 2 * HOUR), book, PAYMENT, use_settled=False)
+        for hour in (START, START + HOUR):
+            settle(reader, hour, book, PAYMENT)
+        assert facts_of(reader, Window(START, START + 2 * HOUR), book, PAYMENT) == both
+    free = [one for one in both if one.replica is None]
+    # GPUs are read 2 ms before engines: the interval from 04:59:59.998 begins within its own 10 s of 04:59:50
+    assert [(one.period_ns, one.state_ns) for one in free] == [(START + HOUR, {"unallocated": 80 * SECOND})]
 
 
 def test_what_was_found_in_a_settled_hour_is_still_told(tmp_path: Path) -> None:

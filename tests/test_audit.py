@@ -57,7 +57,7 @@ def kinds(path: str) -> set[str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The story of tests.ledgers, every hour settled, one of them twice."""
     path = new_ledger(tmp_path_factory.mktemp("whole"))
-    tell_story(path)
+    tell_story(path, seconds=60)
     with reader_of(path) as reader:
         for hour in due_hours(reader, STORY_END):
             settle(reader, hour, book_of(reader), PAYMENT)
@@ -367,7 +367,7 @@ def test_a_ledger_that_cannot_be_read_to_its_end_is_an_error(path: str) -> None:
 
 
 def test_the_audit_holds_a_small_part_of_a_large_ledger(tmp_path: Path) -> None:
-    path, count = new_ledger(tmp_path), 30_000
+    path, count = new_ledger(tmp_path), 15_000
     names = quantity_columns("engine")
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("INSERT INTO target VALUES (1, 'engine', 'x/0', '{}', '[]')")
@@ -384,4 +384,4 @@ def test_the_audit_holds_a_small_part_of_a_large_ledger(tmp_path: Path) -> None:
         assert audit(reader, book) == []
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert peak < 3_000_000  # a thousand rows at a time; all of them are 20 MB
+    assert peak < 3_000_000  # a thousand rows at a time; all of them are 10 MB

@@ -282,6 +282,8 @@ def test_owned_gpus_are_paid_with_the_energy_that_was_metered() -> None:
     drawn = [(line.quantity, line.unit) for line in found.lines if line.resource == "energy"]
     assert drawn == [(1_260_000_000, "mj"), (3_780_000_000, "mj")]
     assert found.findings == ()
+    dear = facts(hour(60), [GPU._replace(term="owned"), priced(ENERGY, 1000)], OWNED, evidence=metered())
+    assert spent(dear, "energy") == 2100 * NANO
 
 
 def test_an_energy_price_that_changes_splits_energy_and_money_exactly() -> None:
@@ -565,5 +567,6 @@ def test_the_law_is_fitted_to_the_rows_that_tell_work_steps_and_tokens() -> None
     assert law is not None
     assert law.step_ns == pytest.approx(10e6)
     assert law.token_ns == pytest.approx(20e3)
+    assert law.slices == 13  # 78 s are known, in slices of 6 s
     assert law_of(REPLICA, rows, NOTHING) is None
     assert facts(rows, [GPU], split=law).split is law

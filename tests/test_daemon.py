@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 from tests.daemon_process import DaemonProcess, config_of, kvtally
+from tests.ledgers import new_ledger
 from tests.loopback import RUNNING, FakeEngine, Server, Tokens, answer
 
 from kvtally.agent.config import Config, Engine, Gpu, Scrape, complete
@@ -291,16 +292,14 @@ class Hurried:
 
 def test_it_tells_of_itself_once_a_minute_and_has_the_hours_settled(tmp_path: Path) -> None:
     """A tenth of a second of the ticks is three minutes for all else."""
-    path = tmp_path / "ledger.db"
-    url = f"sqlite:///{path}"
-    assert kvtally("ledger", "upgrade", "--ledger", url).returncode == 0
-    watched_before(str(path), time.time_ns() - 3 * HOUR_NS)
+    path = new_ledger(tmp_path)
+    watched_before(path, time.time_ns() - 3 * HOUR_NS)
     lines = Lines()
     with FakeEngine() as engine:
         scrape = Scrape(interval_seconds=0.1, timeout_seconds=0.9, discover=False)
         config = Config(scrape=scrape, gpu=Gpu(enabled=False))
         config = replace(config, engines=(complete(Engine(url=f"http://{engine.name}"), config),))
-        daemon = Daemon(config, url, Log("json", write=lines), monotonic=Hurried(1800))
+        daemon = Daemon(config, f"sqlite:///{path}", Log("json", write=lines), monotonic=Hurried(1800))
         ender = threading.Thread(target=lambda: daemon._stop.set() if settled(path) else None)
         ender.start()
         daemon.run()
@@ -313,7 +312,7 @@ def test_it_tells_of_itself_once_a_minute_and_has_the_hours_settled(tmp_path: Pa
     assert not lines.bodies("warning")
 
 
-def settled(path: Path) -> bool:
+def settled(path: str) -> bool:
     """Wait until an hour is settled."""
     deadline = time.monotonic() + 30
     with closing(sqlite3.connect(path, timeout=10)) as connection:

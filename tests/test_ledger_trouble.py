@@ -4,15 +4,16 @@ import os
 import resource
 import sqlite3
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.daemon_process import DaemonProcess, config_of, kvtally
+from tests.ledgers import new_ledger
 from tests.loopback import FakeEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.daemon_process import Row
 
@@ -116,12 +117,10 @@ def somebody_elses(ledger: Path) -> None:
 def test_a_ledger_that_cannot_be_used_is_refused_in_one_line_and_not_touched(
     tmp_path: Path, spoil: Callable[[Path], None], words: str
 ) -> None:
-    ledger = tmp_path / "ledger.db"
-    url = f"sqlite:///{ledger}"
-    assert kvtally("ledger", "upgrade", "--ledger", url).returncode == 0
+    ledger = Path(new_ledger(tmp_path))
     spoil(ledger)
     before = ledger.read_bytes()
-    done = kvtally("run", "--ledger", url)
+    done = kvtally("run", "--ledger", f"sqlite:///{ledger}")
     assert done.returncode == 3
     (line,) = done.stderr.splitlines()
     assert str(ledger) in line

@@ -1,17 +1,16 @@
 from __future__ import annotations
 
-import os
-import signal
 import sqlite3
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
-from tests.ledgers import new_ledger, url_of
+from tests.ledgers import killed_at, new_ledger, url_of
 
 from kvtally.agent.ledger import schema
 from kvtally.agent.ledger.append import hour_sql, insert_sql
@@ -130,30 +129,12 @@ def test_a_revision_that_no_kvtally_wrote_is_one_clear_error(tmp_path: Path) -> 
     assert "restore a copy" in caught.value.hint
 
 
-def killed_at(statement: int, path: str) -> bool:
-    """Upgrade in a child that dies at its n-th statement, as by the kernel; whether it did."""
-    child = os.fork()
-    if child == 0:
-        left = iter(range(statement))
-
-        def count(*_: object) -> None:
-            if next(left, None) is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        event.listen(Engine, "before_cursor_execute", count)
-        try:
-            upgrade(url_of(path))
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
 def test_an_upgrade_that_is_killed_at_any_statement_leaves_nothing_half_made(tmp_path: Path) -> None:
     whole = shape(new_ledger(tmp_path, "whole.db"))
     died = []
     for statement in (*range(0, 60, 6), 1000):
         path = str(tmp_path / f"killed-{statement}.db")
-        died.append(killed_at(statement, path))
+        died.append(killed_at(statement, partial(upgrade, url_of(path))))
         with closing(sqlite3.connect(path)) as connection:
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         assert tables == 0 or not died[-1]

@@ -8,12 +8,12 @@ import pytest
 from tests.ledgers import HOUR, SECOND, SKU, START, Deployment, FakeEngine, FakeGpu, new_ledger, rate, reader_of
 
 from kvtally.agent.accounts import Payment, Window
-from kvtally.agent.config import Config
 from kvtally.agent.finding import Finding
 from kvtally.agent.rate_file import packaged_rates
 from kvtally.agent.rates import RateBook
 from kvtally.agent.replica import About
 from kvtally.agent.report import Report, cost_report, default_window, finding_json
+from kvtally.agent.settlement import settle
 from kvtally.collectors.base import Reading
 from kvtally.collectors.quantities import QUANTITIES
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 HELD = {"127.0.0.1:8000": About(gpus=("GPU-a",), sku=SKU)}
 PRICES = (rate("gpu", "3.60", "gpu-hour", START - HOUR, sku=SKU),)  # a thousandth a second
-NAMES = tuple(quantity.name for quantity in QUANTITIES["engine"])
 
 
 class Telling(FakeEngine):
@@ -103,8 +102,7 @@ def test_a_plain_ledger_is_worked_out_by_hand(tmp_path: Path) -> None:
 
 
 def test_an_old_engine_has_its_computed_tokens_derived_from_lookups(tmp_path: Path) -> None:
-    hidden = dict.fromkeys(("computed_tokens", "hbm_tokens", "external_tokens"))
-    engine = Telling(version="0.12.0", **hidden)
+    engine = Telling(version="0.12.0", computed_tokens=None, hbm_tokens=None, external_tokens=None)
 
     def work(_: int) -> None:
         load(engine, busy=True)
@@ -121,8 +119,7 @@ def test_an_old_engine_has_its_computed_tokens_derived_from_lookups(tmp_path: Pa
 
 
 def test_lookups_beyond_the_prompts_leave_computed_tokens_unknown(tmp_path: Path) -> None:
-    hidden = dict.fromkeys(("computed_tokens", "hbm_tokens", "external_tokens"))
-    engine = Telling(version="0.12.0", **hidden)
+    engine = Telling(version="0.12.0", computed_tokens=None, hbm_tokens=None, external_tokens=None)
 
     def work(_: int) -> None:
         load(engine, busy=True)
@@ -277,22 +274,30 @@ def test_hours_and_days_are_named_by_their_start(tmp_path: Path) -> None:
 
 
 def test_an_hour_too_short_for_a_law_borrows_its_replicas(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    deployment = Deployment(path, HELD)
     engine, gpu = FakeEngine(), FakeGpu("GPU-a")
     engine.counts["running_requests"] = 1.0
-
-    def work(number: int) -> None:
+    for number in range(184):  # 04:00 to 05:01: the second hour has three intervals
+        deployment.scrape(START + number * 20 * SECOND, [engine], [gpu])
         steps, computed = 100 + number % 7 * 30, 3000 * (1 + number % 5)
         engine.serve(computed=computed, generated=100, steps=steps, seconds=1.0)
-        gpu.run(20, steps * 0.02 + computed * 0.0005, gpm_seconds=20.0)
-
-    # 04:00 to 05:01: the second hour has three intervals
-    arguments: dict[str, Any] = {"by": ["hour"], "ticks": 184, "gpus": [gpu]}
-    report = report_of(tmp_path, [engine], work=work, **arguments)
-    first, second = report.groups
-    assert second["basis"]["split"] == "MODELLED"
+        gpu.run(20, steps * 0.02 + computed * 0.0005)
+    deployment.close()
+    book = RateBook([*packaged_rates(), *PRICES])
+    with closing(reader_of(path)) as reader:
+        reader.add_rates(book.rates)
+        settle(reader, START, book, Payment())
+        alone = cost_report(reader, Window(START + HOUR, START + HOUR + 60 * SECOND), ["hour"], book, Payment())
+        both = cost_report(reader, None, ["hour"], book, Payment())
+    assert only(alone)["prefill_share"] is None
+    assert "split_unknown" in kinds(alone)
+    first, second = both.groups
+    # its intervals: 250, 280 and 100 steps of 20 ms; 3000, 6000 and 9000 tokens of 0.5 ms
+    assert second["prefill_share"]["point"] == pytest.approx(9 / (9 + 12.6), abs=0.0001)
     assert second["prefill_share"]["low"] < second["prefill_share"]["point"] < second["prefill_share"]["high"]
-    assert abs(first["prefill_share"]["point"] - second["prefill_share"]["point"]) < 0.3
-    assert "split_unknown" not in kinds(report)
+    assert first["basis"]["split"] == second["basis"]["split"] == "MODELLED"
+    assert "split_unknown" not in kinds(both)
 
 
 def test_the_default_window_is_everything_or_the_last_day() -> None:
@@ -332,8 +337,3 @@ def test_a_finding_prints_with_its_span_as_text() -> None:
         "end": "2026-11-23T05:00:00.000Z",
         "message": "say",
     }
-
-
-def test_a_config_alone_is_enough_for_the_packaged_prices() -> None:
-    assert Config().rates.term == "on-demand"
-    assert NAMES[0] == "prompt_tokens"

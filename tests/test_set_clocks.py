@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from msgspec.structs import replace
-from tests.daemon_process import DaemonProcess, kvtally
+from tests.daemon_process import DaemonProcess
+from tests.ledgers import new_ledger
 from tests.loopback import FakeEngine, Tokens
 
 from kvtally.agent.config import Config, Engine, Gpu, Scrape, complete
@@ -46,7 +47,7 @@ class Watch:
         self.engine = engine
         self.lines: list[str] = []
         self.ledger = DaemonProcess(folder, "")  # never started: it reads the ledger
-        assert kvtally("ledger", "upgrade", "--ledger", self.ledger.url).returncode == 0
+        new_ledger(folder)
         config = Config(
             scrape=Scrape(interval_seconds=0.1, timeout_seconds=0.9, discover=False), gpu=Gpu(enabled=False)
         )

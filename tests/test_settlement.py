@@ -16,6 +16,7 @@ from tests.ledgers import (
     Deployment,
     FakeEngine,
     FakeGpu,
+    killed_at,
     new_ledger,
     rate,
     reader_of,
@@ -258,3 +259,26 @@ def test_an_engine_without_a_gpu_is_charged_for_its_server(tmp_path: Path) -> No
         assert audit(reader, book_of(reader)) == []
     charges = rows(path, "SELECT resource, sku, state, quantity, unit, amount_nano FROM charge")
     assert charges == [("server", "cpu-host", "occupied", HOUR, "server-ns", 360_000_000)]
+
+
+def look_after(path: str) -> None:
+    """What `kvtally run` has done every quarter of an hour: settle what is due, and prune."""
+    with reader_of(path) as reader:
+        settle_all(reader)
+        prune_before(reader, HOUR)
+
+
+def test_a_settlement_or_a_prune_that_is_killed_at_any_statement_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    tell_story(path)
+    statements = 0
+    while killed_at(statements, lambda: look_after(path)):
+        with reader_of(path) as reader:
+            assert audit(reader, book_of(reader)) == []
+        statements += 9
+    assert statements > 27
+    settled = rows(path, "SELECT period_start_ns, revision FROM settlement ORDER BY 1")
+    assert settled == [(START + hour * HOUR, 1) for hour in range(4)]
+    assert rows(path, "SELECT count(*) FROM prune_log") == [(1,)]
+    with reader_of(path) as reader:
+        assert audit(reader, book_of(reader)) == []

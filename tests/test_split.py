@@ -27,7 +27,8 @@ def slices(
     count: int, length_ns: int = 15 * SECOND, step_ns: float = STEP_NS, token_ns: float = TOKEN_NS
 ) -> list[Slice]:
     """Slices of a varied load that follow the law exactly."""
-    varied = ((40 + 37 * (number % 7), 1000 * (number % 5)) for number in range(count))
+    chance = random.Random(11)
+    varied = [(chance.randrange(1, 200), chance.choice([0, 0, chance.randrange(1, 90_000)])) for _ in range(count)]
     return [Slice(length_ns, step_ns * steps + token_ns * tokens, steps, tokens) for steps, tokens in varied]
 
 
@@ -79,6 +80,28 @@ def test_the_law_is_recovered_from_slices_that_follow_it(step_ns: float, token_n
     half = Z90 * DISCREPANCY * truth * (1 - truth)
     assert law.high - law.low == pytest.approx(2 * half, abs=1e-5)
     assert 0 <= law.low <= law.point <= law.high <= 1
+
+
+def test_the_interval_is_that_of_least_squares_and_of_what_the_law_cannot_say() -> None:
+    chance = random.Random(2)
+    pieces = [one._replace(working_ns=one.working_ns * chance.uniform(0.7, 1.3)) for one in slices(20)]
+    law = fit(pieces)
+    assert law is not None
+    rest = [one.working_ns - law.step_ns * one.steps - law.token_ns * one.computed_tokens for one in pieces]
+    variance = sum(one**2 for one in rest) / (20 - 2)  # two costs were fitted
+    ss = sum(one.steps**2 for one in pieces)
+    tt = sum(one.computed_tokens**2 for one in pieces)
+    st_ = sum(one.steps * one.computed_tokens for one in pieces)
+    determinant = ss * tt - st_**2
+    # how the share moves with each cost, by moving it
+    by_step = (share(pieces, law.step_ns + 1, law.token_ns) - share(pieces, law.step_ns - 1, law.token_ns)) / 2
+    by_token = (
+        share(pieces, law.step_ns, law.token_ns + 0.01) - share(pieces, law.step_ns, law.token_ns - 0.01)
+    ) / 0.02
+    noise = variance / determinant * (by_step**2 * tt + by_token**2 * ss - 2 * by_step * by_token * st_)
+    half = 1.645 * math.sqrt(noise + (0.15 * law.point * (1 - law.point)) ** 2)
+    assert noise > 0.0002
+    assert (law.low, law.high) == pytest.approx((law.point - half, law.point + half), rel=1e-4)
 
 
 def test_too_few_slices_carry_no_law() -> None:

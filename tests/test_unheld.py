@@ -44,11 +44,14 @@ def test_a_gpu_that_no_replica_holds_is_paid_for_while_it_is_seen() -> None:
     assert (line.resource, line.sku, line.state, line.unit) == ("gpu", H100, "unallocated", "gpu-ns")
     assert (line.quantity, line.amount_nano) == (15 * MINUTE, 15 * PRICE)
     assert (found.start_ns, found.end_ns, found.covered_ns) == (NOON, NOON + 25 * MINUTE, 15 * MINUTE)
+    assert (found.period_ns, found.modelled, found.findings) == (NOON, False, ())
 
 
 def test_a_gpu_that_a_replica_holds_all_the_time_has_no_line() -> None:
     assert free(presence(0, 10), held(0, 10)) is None
     assert free(presence(), []) is None
+    # it was seen until the period began
+    assert free(presence(0, 10), [], period=(NOON + 10 * MINUTE, NOON + HOUR_NS)) is None
 
 
 def test_an_interval_of_a_gpu_counts_as_held_if_a_replica_is_seen_within_its_own_length() -> None:
@@ -56,6 +59,10 @@ def test_an_interval_of_a_gpu_counts_as_held_if_a_replica_is_seen_within_its_own
     found = free(presence(0, 10), held(3.5, 10))
     assert found is not None
     assert found.state_ns["unallocated"] == 2 * MINUTE
+    # a minute that ends a minute before the replica is seen is not near
+    found = free(presence(0, 10), held(4, 10))
+    assert found is not None
+    assert found.state_ns["unallocated"] == 3 * MINUTE
     # it was last seen at 5: the minutes from 5 on are near, those from 6 on are not
     found = free(presence(0, 10), held(0, 5))
     assert found is not None
@@ -89,12 +96,13 @@ def test_a_price_that_changes_while_it_is_free_makes_two_lines() -> None:
 
 @pytest.mark.parametrize("sku", ["NVIDIA B300", ""])
 def test_a_free_gpu_without_a_price_has_unknown_money_and_says_what_to_type(sku: str) -> None:
-    found = free(presence(0, 10, sku=sku), [])
+    found = free(presence(0, 10, 20, 25, sku=sku), [])
     assert found is not None
     assert found.lines is None
-    assert found.state_ns == {"unallocated": 10 * MINUTE}
+    assert found.state_ns == {"unallocated": 15 * MINUTE}
     (finding,) = found.findings
     assert (finding.kind, finding.target) == ("no_rate", "gpu/GPU-a")
+    assert (finding.start_ns, finding.end_ns) == (NOON, NOON + 25 * MINUTE)
     assert "kvtally rates add gpu PRICE" in finding.message
 
 

@@ -34,15 +34,15 @@ def cost_table(answer: Mapping[str, Any]) -> None:
     else:
         _overview(screen, groups, currency)
     for rate in sorted({rate for group in groups for rate in group["rates"]}):
-        screen.print(f"rate: {rate}", style="dim")
+        screen.say(f"rate: {rate}", style="dim", indent=2)
     _findings(screen, answer["findings"])
 
 
 def _findings(screen: Screen, found: list[dict[str, str]]) -> None:
-    """What is not as it should be, one line each: the command in it can be copied."""
+    """What is not as it should be, a paragraph each."""
     for one in found:
         where = f" [{one['target']}]" if one["target"] else ""
-        screen.say(Text(f"{one['severity']}: ", style=_SEVERITY[one["severity"]]), f"{one['message']}{where}")
+        screen.say(Text(f"{one['severity']}{where}: ", style=_SEVERITY[one["severity"]]), one["message"], indent=2)
 
 
 def _label(dimension: str, value: str | None) -> str:
@@ -81,11 +81,13 @@ def _overview(screen: Screen, groups: list[dict[str, Any]], currency: str) -> No
         )
     screen.print()
     screen.sheet(sheet, ("for nobody", "generated", "reused", "prompt"))
-    screen.say(
-        f"{currency}/M: {currency or 'cost'} per million tokens, fully loaded; input and output are MODELLED, "
-        "--format json has their 90 % intervals",
-        style="dim",
+    note = (
+        f"{currency}/M: per million tokens, fully loaded; input and output are MODELLED, their 90 % intervals are in "
     )
+    note += "--format json"
+    if any(value is None for group in groups for value in group["by"].values()):
+        note += "; (no ...): without this label, or a GPU that no engine holds"
+    screen.say(note, style="dim", indent=2)
 
 
 def _unserved(cost: Mapping[str, Any] | None) -> str:
@@ -142,7 +144,7 @@ def _time(group: Mapping[str, Any], currency: str) -> Sheet:
     def add(name: str, value: float | None, interval: str, how: str, money: str) -> None:
         sheet.add(name, seconds(value), interval, share(value, total), how, money)
 
-    add("occupied", times["occupied"], "", basis["states"], amount(occupied))
+    add("occupied", times["occupied"], "", basis["states"], amount(occupied) if cost else "")
     parts = group["prefill_share"]
     if parts:
         low, high = parts["low"] * times["occupied"], parts["high"] * times["occupied"]
@@ -153,8 +155,9 @@ def _time(group: Mapping[str, Any], currency: str) -> Sheet:
         sheet.add("  prefill, decode", UNKNOWN, "", "", "unknown", "")
     for state in _OVERHEADS:
         if times[state] or state == "idle":
-            add(state.replace("_", "-"), times[state], "", basis["states"], amount(overhead.get(state)))
-    sheet.add("total", seconds(total), "", "", "MEASURED", amount(cost["total"] if cost else None))
+            money = amount(overhead[state]) if cost else ""
+            add(state.replace("_", "-"), times[state], "", basis["states"], money)
+    sheet.add("total", seconds(total), "", "", "MEASURED", amount(cost["total"]) if cost else "")
     return sheet
 
 
@@ -174,6 +177,6 @@ def _unit_costs(group: Mapping[str, Any], currency: str) -> Sheet:
     add("input_computed", "  computed")
     for tier, price in loaded["input_cached"].items():
         known = "unknown" if price is None else basis["tokens"]
-        sheet.add(f"  reused from {tier}", amount(price), "", amount(active["input_cached"][tier]), known)
+        sheet.add(f"  reused: {tier}", amount(price), "", amount(active["input_cached"][tier]), known)
     add("output", "output")
     return sheet

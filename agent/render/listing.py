@@ -70,7 +70,7 @@ def rates_table(rates: Sequence[Mapping[str, Any]]) -> None:
         )
     screen.sheet(sheet, ("basis",))
     for source, number in sources.items():
-        screen.print(f"[{number}] {source}", style="dim")
+        screen.say(f"[{number}] {source}", style="dim", indent=5)
 
 
 def doctor_table(answer: Mapping[str, Any]) -> None:
@@ -79,11 +79,12 @@ def doctor_table(answer: Mapping[str, Any]) -> None:
     screen = Screen()
     for one in answer["targets"]:
         state, target = Text(f"{one['state']:<8}", style=_STATE[one["state"]]), Text(one["target"], style="bold")
-        screen.say(state, target, f"  {one['summary']}")
+        screen.say(state, target, f"  {one['summary']}", indent=8)
         for missing in one["missing"]:
-            screen.say("        ", Text("missing ", style="yellow"), f"{missing['what']}: {missing['costs']}")
+            what = f"{missing['what']}: {missing['costs']}"
+            screen.say(" " * 8, Text("missing ", style="yellow"), what, indent=10)
             if missing["hint"]:
-                screen.say(f"                {missing['hint']}", style="dim")
+                screen.say(f"          {missing['hint']}", style="dim", indent=10)
         if one["hint"]:
-            screen.say(f"        {one['hint']}", style="dim")
+            screen.say(f"        {one['hint']}", style="dim", indent=8)
     screen.say(answer["verdict"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_WORD, _GAP = 16, 3
+TO_COPY = re.compile(r"(?<=:) (kvtally rates add .*|engine = \[.*)$")
+_GAP = 3
+_TEXT, _WORD = 16, 10  # characters of a text that are worth leaving out a column, and those that are worth a wide line
 PIPE_COLUMNS = 110  # a pipe has no width of its own: lines that wrap later are better than figures left out
 
 
@@ -31,9 +34,20 @@ class Screen(Console):
         """Leave it to the command line, which ends quietly; rich would exit with status 1, which says "no"."""
         raise BrokenPipeError
 
-    def say(self, *parts: str | Text, style: str = "") -> None:
-        """Print one line and leave its wrapping to the terminal: what is to be copied stays whole."""
-        self.print(Text.assemble(*parts), style=style, soft_wrap=True)
+    def say(self, *parts: str | Text, style: str = "", indent: int = 0) -> None:
+        """Print a paragraph, wrapped between words and indented from its second line on.
+
+        A line to type or a file's line that ends it stands by itself, whole, so that it can be copied.
+        """
+        text = Text.assemble(*parts, style=style)
+        to_copy = TO_COPY.search(text.plain)
+        if to_copy is not None:
+            text.truncate(to_copy.start())
+        for number, line in enumerate(text.wrap(self, max(self.width - indent, 1))):
+            line.rstrip()
+            self.print(Text(" " * indent if number else "") + line, soft_wrap=True)
+        if to_copy is not None:
+            self.print(Text(f"{' ' * (indent + 2)}{to_copy[1]}"), soft_wrap=True)
 
     def sheet(self, sheet: Sheet, droppable: Sequence[str] = ()) -> None:
         """Print a sheet and an empty line; where it is too wide, without the columns named, in their order.
@@ -41,10 +55,10 @@ class Screen(Console):
         What is still too wide then is left to the terminal to wrap: nothing is cut.
         """
         without: list[str] = []
-        while sheet.least_width(without) > self.width and len(without) < len(droppable):
+        while sheet.least_width(without, _TEXT) > self.width and len(without) < len(droppable):
             without.append(droppable[len(without)])
-        least = sheet.least_width(without)
-        (self if least <= self.width else Screen(width=least)).print(sheet.table(without))
+        width = max(self.width, sheet.least_width(without, _WORD))
+        (self if width == self.width else Screen(width=width)).print(sheet.table(without, width))
         self.print()
 
 
@@ -65,21 +79,26 @@ class Sheet:
         filled = [any(cells) for cells in zip(*self._rows, strict=True)] or [True] * len(self._heads)
         return [at for at, head in enumerate(self._heads) if filled[at] and head not in without]
 
-    def least_width(self, without: Sequence[str]) -> int:
-        """Characters across in which every figure is whole, and no text is squeezed below a word's length."""
-        widths = []
-        for at in self._kept(without):
-            widest = max(cell_len(cells[at]) for cells in (self._heads, *self._rows))
-            widths.append(min(widest, _WORD) if at < self._texts else widest)
-        return sum(widths) + _GAP * (len(widths) - 1)
+    def least_width(self, without: Sequence[str], text: int) -> int:
+        """Characters across in which every figure is whole, and what may wrap has `text` of them or all it needs."""
+        kept = self._kept(without)
+        widths = (min(self._widest(at), text) if at < self._texts else self._widest(at) for at in kept)
+        return sum(widths) + _GAP * (len(kept) - 1)
 
-    def table(self, without: Sequence[str]) -> Table:
-        """The table for rich to lay out."""
+    def _widest(self, at: int) -> int:
+        return max(cell_len(cells[at]) for cells in (self._heads, *self._rows))
+
+    def table(self, without: Sequence[str], width: int) -> Table:
+        """The table for rich to draw: what the figures leave of the width goes to the texts, from the left."""
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         kept = self._kept(without)
+        spare = width - self.least_width(without, _WORD)
         for at in kept:
             if at < self._texts:
-                table.add_column(self._heads[at], overflow="fold")
+                least = min(self._widest(at), _WORD)
+                more = max(min(self._widest(at) - least, spare), 0)
+                spare -= more
+                table.add_column(self._heads[at], overflow="fold", width=least + more)
             else:
                 table.add_column(self._heads[at], justify="left" if at == 0 else "right", no_wrap=True)
         for row in self._rows:

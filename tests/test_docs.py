@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from kvtally.agent import config_keys
+from kvtally.agent.cli import group
+from kvtally.agent.config import Config
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("agent/**/*.md")])
+CLI = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+
+
+def commands(command: click.Command, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
+    """Every command below one, with the words that call it."""
+    found = [(words, command)] if words else []
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            found += commands(inner, (*words, name))
+    return found
+
+
+def test_the_page_of_the_command_line_is_what_help_says() -> None:
+    page = runpy.run_path(str(ROOT / "docs/cli.py"))["page"]
+    assert page() == CLI, "run `just docs`"
+
+
+@pytest.mark.parametrize(("words", "command"), commands(group), ids=" ".join(["%s"]).__mod__)
+def test_every_command_and_option_is_on_its_page(words: tuple[str, ...], command: click.Command) -> None:
+    head = f" `kvtally {' '.join(words)}`\n"
+    assert CLI.count(head) == 1
+    section = CLI.partition(head)[2].partition("\n#")[0]
+    for parameter in command.params:
+        names = (
+            parameter.opts if isinstance(parameter, click.Option) else [parameter.make_metavar(click.Context(command))]
+        )
+        for name in names:
+            assert name in section
+
+
+def test_the_readme_shows_what_the_demo_prints_now() -> None:
+    module = runpy.run_path(str(ROOT / "docs/readme.py"))
+    readme = README.read_text(encoding="utf-8")
+    assert module["page"](readme, module["demo"]()) == readme, "run `just docs`"
+
+
+@pytest.mark.parametrize(
+    "readme", ["no block", "<!-- demo -->\n```\nno end", "<!-- demo -->\n```\n```\n<!-- /demo -->" * 2]
+)
+def test_a_readme_without_its_block_is_not_written(readme: str) -> None:
+    page = runpy.run_path(str(ROOT / "docs/readme.py"))["page"]
+    with pytest.raises(ValueError, match="no block of the demo, or two"):
+        page(readme, "shown")
+
+
+def test_every_key_of_the_config_is_on_its_page() -> None:
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    keys = config_keys.keys(Config)
+    missing = [key.path for key in keys if key.variable not in page or f"`{key.path.rpartition('.')[2]}`" not in page]
+    assert missing == []
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_inside_leads_somewhere(page: Path) -> None:
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", link):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in headings(target)):
+            dead.append(link)
+    assert dead == []
+
+
+def lines_to_type() -> list[tuple[str, str]]:
+    """Every `kvtally …` line of a code block or a span of code, with its page."""
+    found = []
+    for page in PAGES:
+        text = re.sub(r"<!-- demo -->.*?<!-- /demo -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        blocks = re.findall(r"^```(?:sh|console|bash)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        spans = re.findall(r"(?<!`)`(kvtally [^`\n]+)`(?!`)", text)
+        lines = [line for block in blocks if not block.startswith("Usage:") for line in block.splitlines()]
+        lines = [part.strip() for line in lines for part in line.split("&&")]
+        for line in [*lines, *spans]:
+            if re.match(r"kvtally [a-z]", line) and "…" not in line and "|upgrade" not in line:
+                found.append((str(page.relative_to(ROOT)), line))
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), lines_to_type())
+def test_every_line_to_type_is_a_call_that_is_understood(page: str, line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    for end in ("|", "&", ">", ";"):
+        words = words[: words.index(end)] if end in words else words
+    command: click.Command = group
+    context = click.Context(group, info_name="kvtally")
+    while isinstance(command, click.Group):
+        name, *words = words
+        inner = command.get_command(context, name)
+        assert inner is not None, f"{page}: {line}"
+        command = inner
+        if not words and isinstance(command, click.Group):
+            return
+    try:
+        command.make_context(command.name, words, parent=context)
+    except click.exceptions.Exit:  # --help
+        return
+    except click.MissingParameter:
+        assert not words or words[-1].isupper(), f"{page}: {line}"  # `kvtally replay` names the command alone
+    except click.BadParameter as error:
+        assert "does not exist" in str(error), f"{page}: {line}"  # a file of the reader's own
+
+
+def test_lines_to_type_are_found() -> None:
+    lines = [line for page, line in lines_to_type() if page == "README.md"]
+    assert "kvtally cost --since 24h --by model,hour" in lines

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from msgspec.structs import replace
+from tests.loopback import FakeEngine, Server, answer
+
+from kvtally.agent.config import Config, Engine, Gpu, Host, Labels, Rates, Scrape, complete
+from kvtally.agent.config_file import ConfigError
+from kvtally.agent.discovery import FoundEngine
+from kvtally.agent.sources import PAGE_BYTES, Found, Sources, _local_port, about_of, look_around, open_nvml, probe
+from kvtally.collectors.base import CollectError, NoData, Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from kvtally.collectors.nvml import NvmlCollector
+
+FOUR = ("GPU-0", "GPU-1", "GPU-2", "GPU-3")
+NO_HOST = Host(processes=False, disks=False, cgroup=False)
+
+
+def found(  # what discovery tells of one engine
+    url: str = "http://127.0.0.1:8000",
+    *,
+    pid: int | None = None,
+    gpus: tuple[str, ...] | None = None,
+    ranks: int | None = None,
+    logs_scrapes: bool | None = None,
+) -> FoundEngine:
+    name = url.partition("//")[2]
+    return FoundEngine(url, name, pid, "0.25.1", "vllm", gpus, "by its environment", 1, 1, (), ranks, logs_scrapes)
+
+
+def config_of(*engines: Engine, **tables: object) -> Config:
+    config = replace(Config(gpu=Gpu(enabled=False), host=NO_HOST), **tables)
+    return replace(config, engines=tuple(complete(engine, config) for engine in engines))
+
+
+def names(sources: Sources) -> list[str]:
+    return [page.name for page in sources.engines]
+
+
+class FakeNvml:
+    """Two GPUs, listed against their order; or a driver that does not answer."""
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self._fault = fault
+
+    def collect(self) -> tuple[Reading, ...]:
+        if self._fault is not None:
+            raise self._fault
+        return tuple(Reading("gpu", f"GPU-{index}", {"index": str(index)}, ()) for index in (10, 2))
+
+    def compute_pids(self) -> Mapping[str, Sequence[int]]:
+        return {"GPU-2": [os.getpid()]}
+
+
+def nvml(fault: Exception | None = None) -> NvmlCollector:
+    return FakeNvml(fault)  # type: ignore[return-value]  # the part of it that is asked
+
+
+@pytest.fixture
+def engine() -> Iterator[FakeEngine]:
+    with FakeEngine() as one:
+        yield one
+
+
+def port_of(engine: FakeEngine) -> int:
+    return int(engine.name.rpartition(":")[2])
+
+
+def test_gpus_that_config_names_come_before_those_that_are_found() -> None:
+    about = about_of(Engine(url="", gpus=("GPU-9",)), found(gpus=FOUR))
+    assert (about.gpus, about.mapping, about.per_replica) == (("GPU-9",), "config", None)
+
+
+def test_where_config_is_silent_discovery_says_which_gpus_and_why() -> None:
+    about = about_of(Engine(url=""), found(gpus=("GPU-1",)))
+    assert (about.gpus, about.mapping) == (("GPU-1",), "by its environment")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "configured", "per_replica"),
+    [
+        (FOUR, 2, None, 2),
+        (FOUR, 1, None, None),
+        (FOUR, None, None, None),
+        (FOUR, 2, 4, 4),
+        ((), 2, None, None),
+        (None, 2, None, None),
+    ],
+)
+def test_data_parallel_ranks_share_what_is_found_evenly(
+    gpus: tuple[str, ...] | None, ranks: int | None, configured: int | None, per_replica: int | None
+) -> None:
+    about = about_of(Engine(url="", gpus_per_replica=configured), found(gpus=gpus, ranks=ranks))
+    assert about.per_replica == per_replica
+
+
+def test_an_engine_that_is_not_on_this_host_has_no_known_gpus_and_the_mapping_says_why() -> None:
+    about = about_of(Engine(url=""), None)
+    assert about.gpus is None
+    assert "not found on this host" in about.mapping
+
+
+def test_an_empty_list_in_config_is_an_engine_without_a_gpu() -> None:
+    assert about_of(Engine(url="", gpus=()), found(gpus=FOUR)).gpus == ()
+
+
+def test_labels_that_are_empty_are_no_labels() -> None:
+    assert about_of(Engine(url="", labels=Labels(tenant="search")), None).labels == {"tenant": "search"}
+
+
+def test_capacities_are_decimal_texts_or_empty() -> None:
+    about = about_of(Engine(url="", kv_dram_gib=64, kv_storage_tib=0.5), None)
+    assert (about.dram_gib, about.storage_tib) == ("64.000000000", "0.500000000")
+    about = about_of(Engine(url=""), None)
+    assert (about.dram_gib, about.storage_tib) == ("", "")
+
+
+def test_engines_that_config_lists_are_read_from_the_start() -> None:
+    sources = Sources(config_of(Engine(url="http://127.0.0.1:8000"), Engine(url="http://gpu7:9000", name="b")), None)
+    assert names(sources) == ["127.0.0.1:8000", "b"]
+    assert [one.source for one in sources.may_hang] == ["vllm:127.0.0.1:8000", "vllm:b"]
+    assert sources.prompt == []
+
+
+def test_an_engine_that_is_found_is_read_from_then_on_and_takes_what_holds_for_all() -> None:
+    config = config_of(labels=Labels(cluster="fra1"), rates=Rates(term="reserved", site="fra"))
+    sources = Sources(config, None)
+    assert sources.take(Found((found(gpus=("GPU-1",)),), None))
+    assert names(sources) == ["127.0.0.1:8000"]
+    about = sources.abouts["127.0.0.1:8000"]
+    assert (about.labels, about.term, about.site, about.gpus) == ({"cluster": "fra1"}, "reserved", "fra", ("GPU-1",))
+    assert not sources.take(Found((found(gpus=("GPU-1",)),), None))
+
+
+def test_an_engine_that_is_not_found_any_more_is_still_read() -> None:
+    sources = Sources(config_of(), None)
+    sources.take(Found((found(),), None))
+    assert not sources.take(Found((), None))
+    assert names(sources) == ["127.0.0.1:8000"]
+
+
+def test_the_gpus_are_a_source_that_may_hang() -> None:
+    gpus = nvml()
+    assert Sources(config_of(), gpus).may_hang == [gpus]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "127.0.0.7"])
+def test_an_engine_that_config_lists_under_another_address_of_this_host_is_no_second_one(
+    engine: FakeEngine, address: str
+) -> None:
+    listed = Engine(url=f"http://{address}:{port_of(engine)}/metrics", name="mine", labels=Labels(tenant="search"))
+    config = config_of(listed, scrape=Scrape(discover=True, ports=(port_of(engine),)))
+    sources = Sources(config, None)
+    sources.take(look_around(config, None))
+    assert names(sources) == ["mine"]
+    assert sources.abouts["mine"].labels == {"tenant": "search"}
+    assert sources.abouts["mine"].mapping != about_of(listed, None).mapping  # it was recognised
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("http://127.0.0.1:8000/metrics", 8000),
+        ("http://localhost:8000/metrics", 8000),
+        ("http://127.1.2.3/metrics", 80),
+        ("https://127.0.0.1/metrics", 443),
+        ("http://192.0.2.1:8000/metrics", None),  # of nobody: kept for documentation
+        ("http://256.0.0.1:8000/metrics", None),
+    ],
+)
+def test_a_port_is_of_this_host_or_of_another(url: str, port: int | None) -> None:
+    assert _local_port(url) == port
+
+
+def test_the_own_address_of_this_host_is_this_host() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        try:
+            datagrams.connect(("192.0.2.1", 9))
+        except OSError:
+            own = "127.0.0.1"  # a machine without a network has no other
+        else:
+            own = datagrams.getsockname()[0]
+    assert _local_port(f"http://{own}:8000/metrics") == 8000
+
+
+def test_processes_and_cgroup_of_an_engine_are_sources_once_its_process_is_known() -> None:
+    sources = Sources(config_of(host=Host(processes=True, disks=True, cgroup=True)), None)
+    assert [one.source for one in sources.prompt] == ["diskstats"]
+    sources.take(Found((found(),), None))
+    assert [one.source for one in sources.prompt] == ["diskstats"]
+    assert sources.take(Found((found(pid=os.getpid()),), None))
+    name = "127.0.0.1:8000"
+    assert [one.source for one in sources.prompt] == ["diskstats", f"process:{name}", f"cgroup:{name}"]
+
+
+def test_the_processes_of_an_engine_are_those_of_its_newest_process() -> None:
+    config = config_of(Engine(url="http://127.0.0.1:8000", pid=2**22), host=Host(disks=False, cgroup=False))
+    sources = Sources(config, None)
+    (tree,) = sources.prompt
+    with pytest.raises(NoData):
+        tree.collect()  # there is no such process
+    sources = Sources(config_of(host=Host(disks=False, cgroup=False)), None)
+    sources.take(Found((found(pid=2**22),), None))
+    (tree,) = sources.prompt
+    with pytest.raises(NoData):
+        tree.collect()
+    assert sources.take(Found((found(pid=os.getpid()),), None))
+    assert sources.prompt == [tree]
+    (reading,) = tree.collect()
+    assert (reading.kind, reading.name) == ("process", "127.0.0.1:8000")
+
+
+@pytest.mark.parametrize(
+    ("mode", "logs_scrapes", "restricted"),
+    [
+        ("auto", False, True),
+        ("auto", True, False),
+        ("auto", None, False),
+        ("always", True, True),
+        ("never", False, False),
+    ],
+)
+def test_an_engine_is_asked_for_less_where_that_is_allowed(
+    engine: FakeEngine, mode: str, logs_scrapes: bool | None, restricted: bool
+) -> None:
+    config = config_of(scrape=Scrape(restrict=mode))  # type: ignore[arg-type]  # one of its words
+    sources = Sources(config, None)
+    sources.take(Found((found(f"http://{engine.name}", logs_scrapes=logs_scrapes),), None))
+    (page,) = sources.engines
+    page.collect()
+    assert page.restricted == restricted
+    sources.close()
+
+
+def test_a_url_that_cannot_be_asked_is_a_mistake_of_the_config() -> None:
+    with pytest.raises(ConfigError, match="engine a"):
+        Sources(config_of(Engine(url="http://user:word@gpu7:8000/metrics", name="a")), None)
+
+
+def test_a_look_tells_which_process_serves_and_which_ports_config_lists(engine: FakeEngine) -> None:
+    config = config_of(Engine(url=f"http://{engine.name}", name="mine"), scrape=Scrape(discover=False))
+    (one,), gpus, listed = look_around(config, None)
+    assert (one.name, one.pid, one.version) == (engine.name, os.getpid(), "0.32.0")
+    assert gpus is None
+    assert listed == {port_of(engine): "mine"}
+
+
+def test_nothing_is_looked_for_where_discovery_is_off(engine: FakeEngine) -> None:
+    ports = (port_of(engine),)
+    assert look_around(config_of(scrape=Scrape(discover=False, ports=ports)), None).engines == ()
+    assert len(look_around(config_of(scrape=Scrape(discover=True, ports=ports)), None).engines) == 1
+
+
+def test_a_look_lists_gpus_in_the_order_of_their_indices() -> None:
+    assert look_around(config_of(scrape=Scrape(discover=False)), nvml()).gpu_indices == ("GPU-2", "GPU-10")
+
+
+@pytest.mark.parametrize("fault", [NoData("no driver"), CollectError("the driver does not answer")])
+def test_a_look_without_gpus_finds_engines_all_the_same(engine: FakeEngine, fault: Exception) -> None:
+    look = look_around(config_of(scrape=Scrape(discover=True, ports=(port_of(engine),))), nvml(fault))
+    assert look.gpu_indices is None
+    assert [one.name for one in look.engines] == [engine.name]
+
+
+def test_a_probe_gives_the_body_of_any_page_and_nothing_where_there_is_none(engine: FakeEngine) -> None:
+    assert (probe(f"http://{engine.name}/metrics") or b"").startswith(b"python_gc")
+    engine.stop()
+    assert probe(f"http://{engine.name}/metrics") is None
+    assert probe("gopher://127.0.0.1") is None
+
+
+def test_a_probe_takes_no_page_that_is_too_large() -> None:
+    def talk(connection: socket.socket, _target: str) -> bool:
+        connection.sendall(answer(b"x" * (PAGE_BYTES + 1)))
+        return True
+
+    with Server(talk) as large:
+        assert probe(f"http://{large.origin}/metrics") is None
+
+
+def test_gpus_that_config_switches_off_are_not_read() -> None:
+    assert open_nvml(Config(gpu=Gpu(enabled=False))) is None
