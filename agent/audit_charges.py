@@ -162,13 +162,15 @@ def amounts(about: Ledger, one: Settled) -> Iterator[Finding]:
     line may be off by 2 nano-units for each such stretch, and the states together by 1; a quantity that was cut to
     whole nanoseconds adds the price of one for each state.
     """
-    rates = {(charge["resource"], charge["rate_id"]) for charge in one.charges}
-    for resource, rate_id in sorted(rates):
-        own = [charge for charge in one.charges if (charge["resource"], charge["rate_id"]) == (resource, rate_id)]
+    groups: dict[tuple[str, int, bool], list[Mapping[str, Any]]] = {}
+    for charge in one.charges:
+        key = (charge["resource"], charge["rate_id"], charge["state"] == UNUSED)
+        groups.setdefault(key, []).append(charge)
+    for (resource, rate_id, unused), own in groups.items():
         rate = about.rates.get(rate_id)
         if rate is None or rate.resource != resource:
             continue  # `prices` tells
-        stretches = one.runs * sum(other == resource for other, _ in rates)
+        stretches = 1 if unused else one.runs * len({key for key in groups if key[0] == resource and not key[2]})
         unit = _cost_nano(rate, 1)
         for charge in own:
             if charge["quantity"] < 0 or charge["amount_nano"] < 0:

@@ -23,7 +23,7 @@ from tests.ledgers import (
     tell_story,
 )
 
-from kvtally.agent.accounts import Payment
+from kvtally.agent.accounts import Payment, Window, facts_of
 from kvtally.agent.audit import MOST, audit
 from kvtally.agent.finding import Finding
 from kvtally.agent.interval import IDENTITY_OK
@@ -344,6 +344,33 @@ def test_energy_and_memory_are_charged_for_what_is_held_and_used(tmp_path: Path)
         broken(path, f"UPDATE charge SET amount_nano = amount_nano + 20 WHERE resource = '{resource}'")
         assert kinds(path) == {"charge_wrong"}
         broken(path, f"UPDATE charge SET amount_nano = amount_nano - 20 WHERE resource = '{resource}'")
+
+
+def test_what_is_reserved_and_not_used_is_a_charge_without_a_time(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    engine, gpu = FakeEngine("10.0.0.1:8000/0"), FakeGpu("GPU-a")
+    about = About(("GPU-a",), None, "a test", SKU, term="reserved")
+    deployment = Deployment(path, {"10.0.0.1:8000": about})
+    for number in range(200):
+        gpu.run(20, number % 20)
+        engine.serve(computed=7 * number, steps=number % 3)
+        deployment.scrape(START + number * 20 * SECOND, [engine], [gpu])
+    deployment.close()
+    with reader_of(path) as reader:
+        reader.add_rates([rate("gpu", "1.9", "gpu-hour", START - HOUR, sku=SKU, term="reserved", committed=4)])
+        book = book_of(reader)
+        window = Window(START, START + HOUR)
+        raw = facts_of(reader, window, book, PAYMENT)
+        settle(reader, START, book, PAYMENT)
+        assert facts_of(reader, window, book, PAYMENT) == raw
+        assert audit(reader, book) == []
+        unused = [charge for charge in reader.charges(START, START + HOUR) if charge["state"] == "unused"]
+    # three of four GPUs all the hour
+    assert [(one["target_id"], one["quantity"], one["amount_nano"]) for one in unused] == [
+        (None, 3 * HOUR, 5_700_000_000)
+    ]
+    broken(path, "UPDATE charge SET amount_nano = amount_nano + 4 WHERE state = 'unused'")
+    assert kinds(path) == {"charge_wrong"}
 
 
 def test_a_ledger_that_is_broken_throughout_says_so_in_a_page(path: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sqlite3
 import threading
@@ -18,7 +19,7 @@ from kvtally.agent.config import Config, Engine, Gpu, Scrape, complete
 from kvtally.agent.daemon import Daemon, _Minute
 from kvtally.agent.interval import BORN, RESET, Interval, State, opened
 from kvtally.agent.ledger.append import Closed, LedgerWriter
-from kvtally.agent.ledger.place import connect
+from kvtally.agent.ledger.place import WriterLock, connect
 from kvtally.agent.log import Log
 from kvtally.agent.pipeline import Tick
 from kvtally.collectors.base import Reading
@@ -263,6 +264,16 @@ def test_a_ledger_that_cannot_be_written_is_one_line_and_status_3(place: str) ->
     (line,) = done.stderr.splitlines()
     assert place.rpartition("/")[0] in line
     assert "(" in line  # a hint
+
+
+def test_a_ledger_that_another_run_holds_is_not_brought_up_to_date_under_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "ledger.db")
+    with WriterLock(path):
+        done = kvtally("run", "--ledger", f"sqlite:///{path}")
+    assert done.returncode == 3
+    assert f"process {os.getpid()} writes this ledger" in done.stderr
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
 
 
 class Lines:

@@ -11,6 +11,7 @@ HEAVY = {
     *("alembic", "asyncio", "click", "numpy", "opentelemetry", "psutil", "psycopg", "pynvml", "rich", "sqlalchemy"),
     *("sqlite3", "ssl", "tomllib", "urllib3"),
 }
+NO_WORK = HEAVY - {"click"} | {"msgspec"}  # a page of help reads no config and no ledger
 COLLECTORS = sorted(path.stem for path in (Path(__file__).parents[1] / "collectors").glob("[a-z]*.py"))
 
 # What is run in a fresh interpreter, and which modules it must not have loaded at its end: one line a case
@@ -18,6 +19,11 @@ CASES = {
     "the config without a file": ("from kvtally.agent.config import load; load(None, {}, ())", HEAVY),
     "the collectors": ("; ".join(f"import kvtally.collectors.{name}" for name in COLLECTORS), HEAVY),
     "the daemon": ("import kvtally.agent.daemon, kvtally.agent.discovery", HEAVY - {"sqlite3"}),
+    **{
+        f"kvtally {line}": (f"from kvtally.agent.cli import main; main({line.split()})", NO_WORK)
+        for line in ("--help", "run --help", "cost --help", "doctor --help", "rates add --help", "ledger settle --help")
+    },
+    "what prints no table": ("from kvtally.agent.cli import main; main(['demo', '--format', 'csv'])", {"rich"}),
 }
 
 PROGRAM = """

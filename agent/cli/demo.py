@@ -29,7 +29,6 @@ def demo(form: str) -> None:
     from kvtally.agent.config import Config  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
     from kvtally.agent.recording import open_recording  # noqa: PLC0415  # as above
-    from kvtally.agent.render.recorded import banner, what_next  # noqa: PLC0415  # as above
     from kvtally.agent.report import cost_report  # noqa: PLC0415  # as above
 
     recording = open_recording(files("kvtally.agent") / "demo" / RECORDING)
@@ -40,8 +39,11 @@ def demo(form: str) -> None:
             report = cost_report(reader, None, ["model"], book_of(reader, Config()), Payment())
     source = {"kind": "RECORDED", "name": recording.name, "provenance": recording.meta.get("provenance")}
     answer = {"source": source, **report.as_json()}
-    if form == "table":
-        banner(recording.meta, done.end_ns - done.start_ns, done.start_ns)
+    if form != "table":
+        show(answer, form)
+        return
+    from kvtally.agent.render.recorded import banner, what_next  # noqa: PLC0415  # rich is loaded for a table only
+
+    banner(recording.meta, done.end_ns - done.start_ns, done.start_ns)
     show(answer, form)
-    if form == "table":
-        what_next()
+    what_next()

@@ -122,15 +122,15 @@ def _headline(group: Mapping[str, Any], currency: str) -> Text:
 
 
 def _tokens(group: Mapping[str, Any]) -> Sheet:
-    tokens, basis = group["tokens"], group["basis"]["tokens"]
+    tokens, basis = group["tokens"], group["basis"]["tokens"]  # of what is computed and reused: the rest is counted
     sheet = Sheet("tokens", "count", "of prompt", "basis")
-    sheet.add("prompt", count(tokens["prompt"]), "", basis)
+    sheet.add("prompt", count(tokens["prompt"]), "", "MEASURED")
     sheet.add("  computed", count(tokens["computed"]), share(tokens["computed"], tokens["prompt"]), basis)
     for tier in _TIERS:
         value = tokens["cached"][tier]
         if value:
             sheet.add(f"  reused from {tier}", count(value), share(value, tokens["prompt"]), basis)
-    sheet.add("generated", count(tokens["generated"]), "", basis)
+    sheet.add("generated", count(tokens["generated"]), "", "MEASURED")
     return sheet
 
 
@@ -165,7 +165,7 @@ def _unit_costs(group: Mapping[str, Any], currency: str) -> Sheet:
     units, basis = group["cost_per_million"], group["basis"]
     loaded, active = units["fully_loaded"], units["active"]
     sheet = Sheet(f"{currency}/M, price {basis['cost']}", "fully loaded", "90 % interval", "active", "basis")
-    sheet.add("all tokens", amount(loaded["total"]), "", amount(active["total"]), basis["tokens"])
+    sheet.add("all tokens", amount(loaded["total"]), "", amount(active["total"]), "MEASURED")
 
     def add(key: str, name: str) -> None:
         interval = loaded["intervals"][key]

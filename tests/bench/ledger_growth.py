@@ -6,6 +6,8 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tests.bench.page_server import EndlessReplay, recorded_pages
+
 from kvtally.agent.ledger.append import LedgerWriter
 from kvtally.agent.ledger.place import connect
 from kvtally.agent.ledger.upgrade import upgrade
@@ -14,7 +16,6 @@ from kvtally.collectors.base import Scrape
 from kvtally.collectors.lmcache import LmcacheMapping
 from kvtally.collectors.page import PageMapper
 from kvtally.collectors.vllm import VllmMapping
-from tests.bench.page_server import EndlessReplay, recorded_pages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +55,7 @@ def measure(folder: Path) -> dict[str, Any]:
     mapper = PageMapper("127.0.0.1:8000", (VllmMapping(), LmcacheMapping()), "0.25.1")
     before = None
     with closing(LedgerWriter(connect(str(path)), str(path))) as writer:
-        pipeline = Pipeline(writer, {}, lambda reading: reading, interval_ns=_STEP_NS, started_ns=_BEGAN_NS)
+        pipeline = Pipeline(writer, {}, lambda readings: readings, interval_ns=_STEP_NS, started_ns=_BEGAN_NS)
         for number in range(HOUR_SCRAPES + 1):
             at_ns = _BEGAN_NS + number * _STEP_NS
             tick = pipeline.tick([Scrape("vllm:bench", at_ns, 0.0, mapper.read(replay.page(number)))])
@@ -82,6 +83,6 @@ def lines(result: dict[str, Any]) -> list[str]:
     hour = result["replayed_hour"]
     parts = ", ".join(f"{name} {taken:.0f}" for name, taken in hour["bytes_by_table"].items())
     return [
-        f"ledger growth in this run, bytes per engine interval (to {4096} bytes in all): {live}",
+        f"ledger growth in this run, bytes per engine interval (a file grows by 4096 bytes): {live}",
         f"the same over a replayed hour: {hour['bytes_per_engine_interval']:.1f} ({parts or 'no dbstat here'})",
     ]

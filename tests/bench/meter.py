@@ -18,7 +18,7 @@ class Memory(NamedTuple):
 
 
 def cpu_ns(pid: int) -> int:
-    """CPU time of a process: the sum of its threads' schedstat, those that have ended included. OSError if it is gone."""
+    """CPU time of a process: its threads' schedstat summed, that of ended ones included; OSError if it is gone."""
     return time.clock_gettime_ns((~pid << 3) | _PROCESS_CPU_CLOCK)
 
 

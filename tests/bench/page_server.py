@@ -21,13 +21,14 @@ from urllib.parse import parse_qs, urlsplit
 from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 PAGES = Path(__file__).parent / "pages" / "h100-llama8b-lmc-cpu.tar.xz"
 PAGE_SECONDS = 1.0
 _CUMULATIVE = {"counter", "histogram", "summary"}
 _SCALE = 10**20  # finer than any value of the recording
 _LINE_BYTES = 65536
+_TEXT: Callable[[float], str] = floatToGoString  # it has no types of its own
 
 
 def recorded_pages(path: Path = PAGES) -> list[bytes]:
@@ -78,7 +79,7 @@ class EndlessReplay:
         rounds, step = divmod(number, len(self._texts) - 1)
         values = list(self._texts[step])
         for at, count, growth in zip(self._counters, self._values[step], self._growth, strict=True):
-            values[at] = floatToGoString((count + rounds * growth) / _SCALE).encode()
+            values[at] = _TEXT((count + rounds * growth) / _SCALE).encode()
         rest = iter(values)
         whole = [(line, line.text + next(rest) if line.name else line.text) for line in self._lines]
         if names is None:
@@ -129,8 +130,7 @@ class Stage:
 
     def _made(self, number: int, names: frozenset[str] | None) -> bytes:
         body = self._replay.page(number, names)
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: {len(body)}"
-        return head.encode() + b"\r\n\r\n" + body
+        return _whole_answer(b"text/plain; version=0.0.4; charset=utf-8", body)
 
     def run(self) -> None:
         """Make the answers of each second half a second before it begins, for ever."""
@@ -194,8 +194,12 @@ class _Connection(socketserver.StreamRequestHandler):
 
 
 def _small(body: object) -> bytes:
-    text = json.dumps(body).encode()
-    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text)
+    return _whole_answer(b"application/json", json.dumps(body).encode())
+
+
+def _whole_answer(content_type: bytes, body: bytes) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n" % (content_type, len(body))
+    return head + body
 
 
 def servers(plain: int, understanding: int, pages: Iterable[bytes]) -> list[PageServer]:

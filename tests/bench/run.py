@@ -20,12 +20,13 @@ import tempfile
 import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.request import ProxyHandler, build_opener
 
 from tests.bench import ledger_growth, meter
-from tests.bench.scrapers import KVTALLY, WANTED, Kitchen, Scraper, missing, restricted_target
+from tests.bench.scrapers import KVTALLY, WANTED, Kitchen, Scraper, missing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +49,7 @@ class Edge(NamedTuple):
     """What a process had used up, and how many pages it had read, at the edge of a window."""
 
     cpu_ns: int
+    children_cpu_ns: int
     pages: int
 
 
@@ -160,7 +162,8 @@ def _edges(scrapers: Sequence[Scraper], running: Sequence[subprocess.Popen[bytes
         if process.poll() is not None:
             tail = Path(scraper.folder, "log").read_text(errors="replace")[-2000:]
             sys.exit(f"bench: {scraper.name} ended with {process.returncode}:\n{tail}")
-        edges.append(Edge(meter.cpu_ns(process.pid), int(_served(scraper.page_port)["pages"])))
+        own, children = meter.cpu_ns(process.pid), meter.children_cpu_ns(process.pid)
+        edges.append(Edge(own, children, _served(scraper.page_port)["pages"]))
     return edges
 
 
@@ -169,28 +172,27 @@ def _rows(
 ) -> list[Row]:
     costs = {}
     for scraper, own in zip(scrapers, zip(*edges, strict=True), strict=True):
-        if any(after.pages == before.pages for before, after in zip(own, own[1:], strict=False)):
+        if any(after.pages == before.pages for before, after in pairwise(own)):
             sys.exit(f"bench: {scraper.name} reads no pages; is its configuration refused?")
         costs[scraper.name] = [
-            (after.cpu_ns - before.cpu_ns) / 1e6 / (after.pages - before.pages)
-            for before, after in zip(own, own[1:], strict=False)
+            (after.cpu_ns - before.cpu_ns) / 1e6 / (after.pages - before.pages) for before, after in pairwise(own)
         ]
     rows = []
     for position, (scraper, process) in enumerate(zip(scrapers, running, strict=True)):
         memory = meter.memory(process.pid)
-        scrapes = edges[-1][position].pages - edges[0][position].pages
+        first, last = edges[0][position], edges[-1][position]
         own_costs = costs[scraper.name]
         rows.append(
             Row(
                 scraper.name,
                 scraper.version(),
                 int(_served(scraper.page_port)["page_bytes"]),
-                scrapes,
+                last.pages - first.pages,
                 own_costs,
                 [cost / base for cost, base in zip(own_costs, costs[BASE], strict=True)],
                 memory.resident_kib / 1024,
                 memory.anonymous_kib / 1024,
-                meter.children_cpu_ns(process.pid) / 1e6 / edges[-1][position].pages,
+                (last.children_cpu_ns - first.children_cpu_ns) / 1e6 / (last.pages - first.pages),
             )
         )
     return rows
@@ -204,21 +206,27 @@ def _served(port: int) -> dict[str, int]:
 
 def table(result: dict[str, Any]) -> str:
     """The figures for people."""
-    lines = [
-        f"{result['taken_at']}, {result['machine']['processor']}, {result['machine']['cores']} cores, "
-        f"Python {result['python']}; median [least-most] of {result['plan']['windows']} windows of "
-        f"{result['plan']['window_seconds']:g} s",
-        "",
-        f"{'':<30}{'page kB':>8}{'CPU ms per scrape':>22}{'ratio to ' + BASE:>34}{'RSS MiB (anon)':>18}{'children ms':>13}",
-    ]
-    for row in result["rows"]:
-        lines.append(
-            f"{row['name']:<30}{row['page_bytes'] / 1000:>8.1f}{_spread(row['milliseconds']):>22}"
-            f"{_spread(row['ratios']):>34}"
-            f"{row['resident_mib']:>12.1f} ({row['anonymous_mib']:.0f}){row['children_milliseconds']:>13.3f}"
+    machine, plan = result["machine"], result["plan"]
+    cells = [("", "page kB", "CPU ms per scrape", f"x {BASE}", "RSS MiB (anon)", "children ms")]
+    cells += [
+        (
+            row["name"],
+            f"{row['page_bytes'] / 1000:.1f}",
+            _spread(row["milliseconds"]),
+            _spread(row["ratios"]),
+            f"{row['resident_mib']:.1f} ({row['anonymous_mib']:.0f})",
+            f"{row['children_milliseconds']:.2f}",
         )
-    lines += ["", *ledger_growth.lines(result), "", *_verdicts(result)]
-    return "\n".join(lines) + "\n"
+        for row in result["rows"]
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        f"{result['taken_at']}, {machine['processor']}, {machine['cores']} cores, Python {result['python']}",
+        f"median [least-most] of {plan['windows']} windows of {plan['window_seconds']:g} s",
+        "",
+        *("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells),
+    ]
+    return "\n".join([*lines, "", *ledger_growth.lines(result), "", *_verdicts(result)]) + "\n"
 
 
 def _verdicts(result: dict[str, Any]) -> list[str]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlencode
 
 from kvtally.collectors.lmcache import LmcacheMapping
 from kvtally.collectors.vllm import VllmMapping
@@ -143,11 +142,6 @@ def _scrape_config(port: int, *, keep: bool, restrict: bool) -> str:
 
 def _quoted(text: str) -> str:
     return f"'{text}'"
-
-
-def restricted_target() -> str:
-    """The path and query that ask a vLLM for the wanted samples alone."""
-    return "/metrics/?" + urlencode([("name[]", name) for name in WANTED])
 
 
 def _free_port() -> int:
