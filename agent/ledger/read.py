@@ -160,10 +160,6 @@ class LedgerReader:
         rows = self.connection.execute(select(schema.rate).order_by(schema.rate.c.id)).mappings()
         return [(row["id"], _rate(dict(row))) for row in rows]
 
-    def currency(self) -> str | None:
-        """The ledger's currency; None until a rate fixes it."""
-        return self.connection.execute(select(schema.ledger.c.currency)).scalar()
-
     def findings(self, start_ns: int, end_ns: int, limit: int = 1000) -> list[Finding]:
         """Findings whose span touches [start_ns, end_ns), oldest first."""
         c = schema.finding.c

@@ -15,13 +15,6 @@ metadata = MetaData()
 # SQLite makes only INTEGER PRIMARY KEY an alias of the row's own number
 _ID = BigInteger().with_variant(Integer, "sqlite")
 
-ledger = Table(
-    "ledger",
-    metadata,
-    Column("id", Integer, primary_key=True, comment="1: there is one row"),
-    Column("currency", Text, comment="ISO 4217; fixed by the first rate"),
-)
-
 target = Table(
     "target",
     metadata,

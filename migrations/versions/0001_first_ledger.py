@@ -33,12 +33,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("kind", "target", "start_ns"),
     )
     op.create_table(
-        "ledger",
-        sa.Column("id", sa.Integer(), nullable=False, comment="1: there is one row"),
-        sa.Column("currency", sa.Text(), nullable=True, comment="ISO 4217; fixed by the first rate"),
-        sa.PrimaryKeyConstraint("id"),
-    )
-    op.create_table(
         "prune_log",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("before_ns", sa.BigInteger(), nullable=False, comment="intervals that ended by then left the ledger"),
