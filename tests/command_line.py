@@ -53,7 +53,8 @@ def call(*arguments: str) -> Ran:
 
 def isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Leave nothing of this machine's kvtally to be found."""
-    for name in [name for name in os.environ if name.startswith("KVTALLY_") or name in {"COLUMNS", "FORCE_COLOR"}]:
+    of_the_terminal = {"COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
+    for name in [name for name in os.environ if name.startswith("KVTALLY_") or name in of_the_terminal]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
     monkeypatch.chdir(folder)

@@ -104,6 +104,15 @@ class DaemonProcess:
                     return []
                 raise
 
+    def wait_for_write(self, within_seconds: float = 30.0) -> None:
+        """Return as soon as anything is committed to the ledger."""
+        deadline = time.monotonic() + within_seconds
+        with contextlib.closing(sqlite3.connect(self.ledger, timeout=10)) as connection:
+            before = connection.execute("PRAGMA data_version").fetchone()
+            while connection.execute("PRAGMA data_version").fetchone() == before:
+                assert time.monotonic() < deadline, f"nothing is written:\n{self.log()}"
+                time.sleep(0.0005)
+
     def knows(self, name: str) -> bool:
         """Whether the first scrape of an engine is in the ledger."""
         return bool(self.query("SELECT 1 FROM counter_state WHERE kind = 'engine' AND name = ?", f"{name}/0"))

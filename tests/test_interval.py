@@ -87,6 +87,11 @@ def test_an_interval_holds_differences_of_counters_and_gauges_as_they_are_at_its
     assert findings == []
 
 
+def test_flags_are_bits_of_their_own_and_stay_what_ledgers_hold() -> None:
+    flags = (BUSY_AT_START, BUSY_AT_END, ASLEEP_AT_START, ASLEEP_AT_END, GAUGES_UNKNOWN, RESET, BORN)
+    assert [*flags, IDENTITY_OK, IDENTITY_BROKEN] == [2**bit for bit in range(9)]
+
+
 @pytest.mark.parametrize("taken_at_ns", [5 * SECOND, 4 * SECOND])
 def test_a_scrape_that_is_not_later_than_the_one_before_is_refused(taken_at_ns: int) -> None:
     with pytest.raises(ValueError, match=f"scrape at {taken_at_ns} is not after 5000000000"):
@@ -135,6 +140,7 @@ def test_a_counter_that_vanishes_returns_or_falls_counts_up_to_its_highest_value
 
 def test_a_value_that_is_missing_is_unknown_in_its_interval_and_not_zero() -> None:
     intervals, _, findings = follow([page(prompt_tokens=10.0), page(prompt_tokens=None), page(prompt_tokens=25.0)])
+    assert [one.missed for one in intervals] == [0, 0]
     assert [value(one, "prompt_tokens") for one in intervals] == [None, 15]
     assert findings == []
 
@@ -301,6 +307,20 @@ def test_a_page_that_once_lacks_the_start_marker_does_not_hide_a_restart() -> No
     assert [value(one, "prompt_tokens") for one in intervals] == [10, 300]
     assert [one.flags & RESET for one in intervals] == [0, RESET]
     assert [one.kind for one in findings] == ["tokens_lost"]
+
+
+def test_a_start_marker_that_comes_late_is_learned() -> None:
+    readings = [page(None, steps=5.0), page(STARTED, steps=6.0), page(1500.0, steps=9.0)]
+    intervals, state, _ = follow(readings)
+    assert [value(one, "steps") for one in intervals] == [1, 9]
+    assert state.epoch == 1500.0
+
+
+def test_a_restart_into_an_engine_that_tells_no_start_forgets_the_old_one() -> None:
+    readings = [page(STARTED, steps=5.0, prompt_tokens=9.0), page(None, steps=1.0, prompt_tokens=1.0)]
+    _, state, (finding,) = follow(readings)
+    assert finding.kind == "engine_restarted"
+    assert state.epoch is None
 
 
 def test_a_family_that_a_restarted_engine_lacks_counts_from_zero_when_it_comes() -> None:

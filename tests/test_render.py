@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.command_line import isolate
 
 from kvtally.agent.price import nano_to_text
 from kvtally.agent.render.comma_separated import lines_of, rows_of
@@ -19,6 +20,7 @@ from kvtally.agent.render.screen import Screen, Sheet, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 ZERO = "0.000000000"
 
@@ -188,6 +190,11 @@ def shown(
     return capsys.readouterr().out
 
 
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path)
+
+
 @pytest.mark.parametrize("columns", [80, 110])
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_cost_report_is_shown(
@@ -219,8 +226,7 @@ def test_no_figure_is_cut_at_any_width(
             assert set(FIGURE.findall(text.partition("rate:")[0])) <= whole
 
 
-def test_a_pipe_is_110_columns_wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
+def test_a_pipe_is_110_columns_wide() -> None:
     assert Screen().width == 110
 
 

@@ -58,7 +58,7 @@ class Screen(Console):
         while sheet.least_width(without, _TEXT) > self.width and len(without) < len(droppable):
             without.append(droppable[len(without)])
         width = max(self.width, sheet.least_width(without, _WORD))
-        (self if width == self.width else Screen(width=width)).print(sheet.table(without, width))
+        (self if width == self.width else Screen(width=width)).print(sheet.table(without, width, self))
         self.print()
 
 
@@ -88,22 +88,29 @@ class Sheet:
     def _widest(self, at: int) -> int:
         return max(cell_len(cells[at]) for cells in (self._heads, *self._rows))
 
-    def table(self, without: Sequence[str], width: int) -> Table:
+    def table(self, without: Sequence[str], width: int, console: Console) -> Table:
         """The table for rich to draw: what the figures leave of the width goes to the texts, from the left."""
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         kept = self._kept(without)
         spare = width - self.least_width(without, _WORD)
+        columns: list[list[str]] = []
         for at in kept:
+            table.add_column(self._heads[at], justify="left" if at < max(self._texts, 1) else "right", no_wrap=True)
+            cells = [row[at] for row in self._rows]
             if at < self._texts:
                 least = min(self._widest(at), _WORD)
                 more = max(min(self._widest(at) - least, spare), 0)
                 spare -= more
-                table.add_column(self._heads[at], overflow="fold", width=least + more)
-            else:
-                table.add_column(self._heads[at], justify="left" if at == 0 else "right", no_wrap=True)
-        for row in self._rows:
-            table.add_row(*(row[at] for at in kept))
+                cells = [_folded(cell, least + more, console) for cell in cells]
+            columns.append(cells)
+        for row in zip(*columns, strict=True):
+            table.add_row(*row)
         return table
+
+
+def _folded(cell: str, width: int, console: Console) -> str:
+    """A text in lines of that width, broken between words where it can be."""
+    return "\n".join(line.plain.rstrip() for line in Text(cell).wrap(console, width, overflow="fold"))
 
 
 def printable(value: Any) -> Any:
