@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -129,6 +130,21 @@ class DaemonProcess:
             Row(start_ns, end_ns, missed, flags, began_ns, Tokens(*tokens))
             for start_ns, end_ns, missed, flags, began_ns, *tokens in rows
         ]
+
+    def gaps(self) -> list[tuple[str, int]]:
+        """Where intervals of a target do not begin where the one before ended: its name and nanoseconds."""
+        found = []
+        for kind in ("engine", "process", "filesystem"):
+            rows = self.query(
+                f"SELECT name, start_ns, start_ns + length_ns FROM {kind}_interval "
+                "JOIN target ON target.id = target_id ORDER BY name, start_ns"
+            )
+            found += [
+                (name, start_ns - end_ns)
+                for (before, _, end_ns), (name, start_ns, _) in itertools.pairwise(rows)
+                if name == before and start_ns != end_ns
+            ]
+        return found
 
     def tokens(self, name: str) -> Tokens:
         """What an engine's intervals add up to."""

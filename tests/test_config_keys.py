@@ -19,7 +19,7 @@ SAMPLES = {"true": "true", "integer": "3", "number": "30", "string": "text", "li
 
 def sample(key: config_keys.Key) -> str:
     """A text that the key's type takes."""
-    named = {"log.format": "json", "log.level": "error"}
+    named = {"scrape.restrict": "never", "log.format": "json", "log.level": "error"}
     return named.get(key.path) or SAMPLES[config_keys.words(key.type).split()[0].strip(",")]
 
 

@@ -15,13 +15,6 @@ from tests.loopback import FakeEngine
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.daemon_process import Row
-
-
-def follow_each_other(rows: list[Row]) -> bool:
-    """Whether there is neither gap nor overlap."""
-    return [row.start_ns for row in rows[1:]] == [row.end_ns for row in rows[:-1]]
-
 
 class Trouble:
     """A daemon that has begun to count, and whose ledger a test gets at."""
@@ -50,7 +43,7 @@ class Trouble:
         assert self.daemon.stop() == 0
         assert self.daemon.tokens(self.engine.name) == self.engine.served
         rows = self.daemon.rows(self.engine.name)
-        assert follow_each_other(rows)
+        assert self.daemon.gaps() == []
         assert max(row.missed for row in rows) >= 1
         assert max(row.tokens.prompt for row in rows) >= 2000
         assert "Traceback" not in self.daemon.log()
