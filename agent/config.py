@@ -51,9 +51,9 @@ class Scrape(Struct, frozen=True, forbid_unknown_fields=True):
     restrict: Annotated[
         Literal["auto", "always", "never"],
         Meta(
-            description="Ask engines for the wanted families alone (/metrics/?name[]=…), which costs them less than half"
-            " of a whole page. auto: where the engine is seen not to log requests, since the address is 2.4 kB long;"
-            " where an engine does not understand, the whole page is read."
+            description="Ask engines for the wanted families alone (/metrics/?name[]=…), which costs them less than"
+            " half of a whole page. auto: where the engine is seen not to log requests, since the address is 2.4 kB"
+            " long; where an engine does not understand, the whole page is read."
         ),
     ] = "auto"
 
