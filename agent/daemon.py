@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import threading
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 MINUTE_SECONDS = 60.0
 FIRST_LOOK_SECONDS = 3.0  # a look is waited for this long at the start: ports that hang hold up no engine
 FIRST_LOOKS_SECONDS = 10.0  # while no engine is known, look for one this often
+SETTLED_LOOKS_SECONDS = 3600.0  # where config lists the engines and all are found: only a restart tells anything new
 NEXT_LOOK_SECONDS = 5.0  # when another process answers, look no sooner than this after the last look
 SETTLE_SECONDS = 900.0
 _LEVEL: dict[str, Level] = {"info": "info", "warning": "warning", "error": "error"}
@@ -69,6 +71,7 @@ class Daemon:
         self._told: dict[str, About] = {}
         self._looked_at = -math.inf
         self._must_look = False
+        self._is_settled = False
         self._settled_at = monotonic()
         self._minute = _Minute(monotonic)
 
@@ -82,6 +85,9 @@ class Daemon:
                 self._make_ledger()
             with closing(LedgerWriter(connect(self._path), self._path)) as writer:
                 self._begin(writer)
+                # what is loaded now stays: the collector need not walk it again on every few ticks
+                gc.collect()
+                gc.freeze()
                 try:
                     self._loop(once=once)
                 finally:
@@ -186,6 +192,8 @@ class Daemon:
         every = self._config.scrape.discover_every_seconds
         if not self._sources.engines:
             every = min(every, FIRST_LOOKS_SECONDS)
+        elif self._is_settled:
+            every = max(every, SETTLED_LOOKS_SECONDS)
         if self._must_look:
             every = min(every, NEXT_LOOK_SECONDS)
         if self._look is None and now - self._looked_at >= every:
@@ -236,6 +244,8 @@ class Daemon:
         found, self._found = self._found, None
         if found is None:
             return
+        located = sum(one.pid is not None for one in found.engines)
+        self._is_settled = not self._config.scrape.discover and located == len(self._config.engines)
         self._gpu_count = None if found.gpu_indices is None else len(found.gpu_indices)
         if self._sources.take(found):
             self._gatherer.use(self._sources.may_hang, self._sources.prompt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.collectors.quantities import index
@@ -34,6 +35,7 @@ class Check(NamedTuple):
     message: str = ""
 
 
+@lru_cache(maxsize=64)
 def version_of(text: str | None) -> tuple[int, int] | None:
     """Major and minor of "0.25.1" or "v0.17.0+cpu"; None where it is not told."""
     found = re.match(r"v?(\d+)\.(\d+)", text or "")

@@ -23,7 +23,9 @@ BORN = 64  # the engine started while kvtally watched: the interval begins at it
 IDENTITY_OK = 128
 IDENTITY_BROKEN = 256  # neither bit: this version offers no identity to check
 
-UNASKED = float("nan")  # in a state: this kvtally reads a quantity that the one before did not
+# in a state: a quantity whose count so far nobody knows, since the page showed no number for it, or since this kvtally
+# reads what the one before did not. The next value is a baseline
+UNASKED = float("nan")
 
 MISSING = "counter_missing"
 BACKWARDS = "counter_backwards"
@@ -39,9 +41,12 @@ NOISE = 1 - 1e-13
 INTEGER_MAX = 2**63  # what the ledger's integers hold; a page may show anything
 
 _COUNTS = {kind: tuple(q.type != "gauge" for q in quantities) for kind, quantities in QUANTITIES.items()}
-_INTEGRALS = {kind: tuple(q.type == "integral" for q in quantities) for kind, quantities in QUANTITIES.items()}
 _OWN = {kind: tuple(q.type == "counter" for q in quantities) for kind, quantities in QUANTITIES.items()}
 _SCALES = {kind: tuple(q.scale for q in quantities) for kind, quantities in QUANTITIES.items()}
+_RULES = {
+    kind: tuple((q.type != "gauge", q.type == "integral", q.scale) for q in quantities)
+    for kind, quantities in QUANTITIES.items()
+}
 _ENGINE = {quantity.name: position for position, quantity in enumerate(QUANTITIES["engine"])}
 _RUNNING, _WAITING, _AWAKE = (_ENGINE[name] for name in ("running_requests", "waiting_requests", "awake"))
 _WORK = tuple(_ENGINE[name] for name in ("steps", "generated_tokens", "prompt_tokens"))
@@ -162,8 +167,10 @@ def close(
         if reset or previous.behind.keys().isdisjoint(FAMILIES):
             # else one of the families covers more time than the others
             identity = check(reading.attributes.get("version"), differences, reading.detail_names, details)
-            flags |= {Identity.OK: IDENTITY_OK, Identity.BROKEN: IDENTITY_BROKEN}.get(identity.state, 0)
-            if identity.state is Identity.BROKEN:
+            if identity.state is Identity.OK:
+                flags |= IDENTITY_OK
+            elif identity.state is Identity.BROKEN:
+                flags |= IDENTITY_BROKEN
                 findings.append(
                     Finding("identity_broken", "error", target, previous.taken_at_ns, taken_at_ns, identity.message)
                 )
@@ -199,46 +206,51 @@ def _differences(
     previous: State, reading: Reading, reset: bool, behind: dict[str, str]
 ) -> tuple[list[int | None], Values]:
     """Differences (gauges as they are) and the raw values to keep; `behind` takes those that stay as they were."""
-    kind = reading.kind
     session_new = reading.session != previous.session
+    steady = not reset and not session_new
     differences: list[int | None] = []
     kept: list[float | None] = []
-    for position, (current, before, counts, integral, scale) in enumerate(
-        zip(reading.values, previous.values, _COUNTS[kind], _INTEGRALS[kind], _SCALES[kind], strict=True)
+    for position, (current, before, (counts, integral, scale)) in enumerate(
+        zip(reading.values, previous.values, _RULES[reading.kind], strict=True)
     ):
-        difference: int | None = None
+        difference: int | None
+        keep, why = current, ""
         if not counts:
-            if current is not None and abs(current * scale) < INTEGER_MAX:
-                difference = round(current * scale)
-            keep, why = current, ""
+            # a page may show anything
+            difference = None if current is None or abs(current * scale) >= INTEGER_MAX else round(current * scale)
+        elif steady and current is not None and before is not None and 0 <= (current - before) * scale < INTEGER_MAX:
+            # nearly all of them, nearly always; an UNASKED one compares false
+            difference = round(current * scale) - round(before * scale)
         else:
             # where counting began anew the old value means nothing; a family that was not there had counted nothing
             base = None if (session_new if integral else reset) else before
-            if current is None:
-                keep, why = base, MISSING if base is not None else ""
-            elif base is not None and base != base:  # noqa: PLR0124  # UNASKED is NaN
-                keep, why = current, ""
-            else:
-                if base is None or (integral and current < base):
-                    base = 0.0  # a collector's own sums fall only where they begin anew
-                if base * NOISE <= current < base:
-                    current = base  # noqa: PLW2901  # the same sum in another order
-                why = _fault(base, current, scale)
-                keep = base if why else current
-                if not why:
-                    difference = round(current * scale) - round(base * scale)
+            difference, keep, why = _difference(base, current, integral=integral, scale=scale)
         if why:
-            behind[QUANTITIES[kind][position].name] = why
+            behind[QUANTITIES[reading.kind][position].name] = why
         differences.append(difference)
         kept.append(keep)
     return differences, tuple(kept)
 
 
-def _fault(base: float, current: float, scale: float) -> str:
-    """Why a counter's value cannot be used; "" if it can."""
+def _difference(
+    base: float | None, current: float | None, *, integral: bool, scale: float
+) -> tuple[int | None, float | None, str]:
+    """A counter's difference, the raw value to keep, and why the value cannot be used; "" if it can."""
+    was_told = base is not None and base == base  # noqa: PLR0124  # UNASKED is NaN
+    if current is None or current != current:  # noqa: PLR0124  # NaN: shown, and not to be read
+        # on the first page the second is no count of nothing: what it shows later is a baseline
+        return None, current if base is None else base, MISSING if was_told else ""
+    if base is not None and not was_told:
+        return None, current, ""
+    if base is None or (integral and current < base):
+        base = 0.0  # a collector's own sums fall only where they begin anew
+    if base * NOISE <= current < base:
+        current = base  # the same sum in another order
     if current < base:
-        return BACKWARDS
-    return "" if (current - base) * scale < INTEGER_MAX else IMPOSSIBLE
+        return None, base, BACKWARDS
+    if (current - base) * scale < INTEGER_MAX:
+        return round(current * scale) - round(base * scale), current, ""
+    return None, base, IMPOSSIBLE
 
 
 def _part_differences(kind: Kind, before: Parts, reading: Reading) -> tuple[list[int | None], Parts]:
@@ -291,9 +303,10 @@ def _detail_differences(
         # a counter that this page shows for the first time gives a baseline only
         known = dict(zip(previous.detail_names, previous.details, strict=False))
         before = tuple(known.get(name, now) for name, now in zip(names, details, strict=True))
-    changes = tuple(round(now) - round(was) for now, was in zip(details, before, strict=True))
-    if all(change >= 0 for change in changes):
-        return changes, names, details
+    # most stand still between two scrapes
+    changes = [0 if now == was else round(now) - round(was) for now, was in zip(details, before, strict=True)]
+    if min(changes, default=0) >= 0:
+        return tuple(changes), names, details
     behind["details"] = BACKWARDS
     return None, names, before
 
@@ -330,7 +343,8 @@ def _unusable(target: str, name: str, why: str, previous: State, taken_at_ns: in
 
 
 def _restarted(target: str, previous: State, began_ns: int | None, taken_at_ns: int) -> Finding:
-    until_ns = taken_at_ns if began_ns is None else began_ns
+    # the kernel tells its boot in whole seconds, so a process start may read up to one early
+    until_ns = taken_at_ns if began_ns is None else min(began_ns + 1_000_000_000, taken_at_ns)
     span = f"{(until_ns - previous.taken_at_ns) / 1e9:.1f} s from {utc_text(previous.taken_at_ns)}"
     if previous.moved:
         return Finding(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 Level = Literal["debug", "info", "warning", "error"]
 _LEVELS: tuple[Level, ...] = ("debug", "info", "warning", "error")
 REPEAT_SECONDS = 60.0
-_REMEMBERED = 200
+_REMEMBERED = 1000
 
 
 class Log:
@@ -52,15 +53,18 @@ class Log:
         # a clock that was set back says nothing about how long ago it was
         if 0 <= now - self._said.get(message, -REPEAT_SECONDS) < REPEAT_SECONDS:
             return
+        self._said.pop(message, None)  # to the end: the first is the one that was said longest ago
         if len(self._said) >= _REMEMBERED:
-            self._said.clear()
+            del self._said[next(iter(self._said))]
         self._said[message] = now
         self.line(level, message, **fields)
 
 
 def _to_stderr(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
+    # a log on a full disk, or a reader that has gone, ends no program that counts
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _one_line(text: str) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Key = tuple[str, str]
 UNWRITTEN_MAX = 1000
+TARGETS_MAX = 4096  # a page with ever new models must not fill the memory and the ledger
 
 
 class Writer(Protocol):
@@ -66,6 +67,7 @@ class Pipeline:
         # of ticks that could not be written
         self._unopened: dict[Key, Closed] = {}
         self._unwritten: list[Finding] = []
+        self._crowded: set[str] = set()
 
     @property
     def states(self) -> Mapping[Key, State]:
@@ -106,6 +108,11 @@ class Pipeline:
         seen: set[Key] = set()
         for reading in self._described(scrape.readings):
             key = _key(reading)
+            if key not in states and key not in self._states and len(self._states) + len(states) >= TARGETS_MAX:
+                if scrape.source not in self._crowded:
+                    self._crowded.add(scrape.source)
+                    findings.append(_crowded(scrape))
+                continue
             seen.add(key)
             one = self._close(key, reading, scrape, states.get(key) or self._states.get(key), findings)
             if one is not None:
@@ -180,6 +187,17 @@ def _later(state: State, by_ns: int) -> State:
 
 def _key(reading: Reading) -> Key:
     return reading.kind, reading.name
+
+
+def _crowded(scrape: Scrape) -> Finding:
+    return Finding(
+        "too_many_targets",
+        "error",
+        scrape.source,
+        scrape.taken_at_ns,
+        scrape.taken_at_ns,
+        f"{scrape.source} shows ever new targets: beyond {TARGETS_MAX} none is counted; look at its labels",
+    )
 
 
 def _out_of_order(key: Key, taken_at_ns: int, before_ns: int) -> Finding:

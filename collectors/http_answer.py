@@ -69,6 +69,13 @@ class Stream:
 
     def lines(self) -> list[bytes]:
         """Return the lines up to an empty one: headers or trailers."""
+        end = self._buffer.find(b"\r\n\r\n", self._begin, min(self._end, self._begin + _LINE_BYTES))
+        if end > self._begin:
+            # all of them are there, as nearly always: taken at one stroke
+            together = bytes(self._view[self._begin : end]).split(b"\r\n")
+            if all(together) and not any(b"\n" in line for line in together):
+                self._begin = end + 4
+                return together
         found: list[bytes] = []
         size = 0
         while line := self.line():
@@ -85,6 +92,12 @@ class Stream:
         begin = self._begin
         self._begin = min(begin + count, self._end)
         return self._view[begin : self._begin]
+
+    def take_together(self, count: int) -> memoryview:
+        """Return `count` bytes if the buffer holds so many and the stream does not end before, else fewer."""
+        while self._end - self._begin < min(count, _BUFFER_BYTES) and self._fill():
+            pass
+        return self.take(count) if count else self._view[:0]
 
     def _fill(self) -> int:
         """Receive what is there, at least a byte; 0 at the end of the stream."""
@@ -135,7 +148,12 @@ def read_body(stream: Stream, headers: dict[str, str], max_bytes: int) -> tuple[
         length = lengths.pop()
         if lengths or not re.fullmatch(r"[0-9]{1,18}", length):
             raise CollectError("malformed Content-Length")
-        _read_exactly(stream, int(length), body, max_bytes)
+        _check_size(int(length), max_bytes)
+        whole = stream.take_together(int(length))
+        if len(whole) == int(length) and "content-encoding" not in headers:
+            return bytes(whole), is_marked  # an engine's page, copied once
+        body += whole
+        _read_exactly(stream, int(length) - len(whole), body, max_bytes)
     else:
         is_marked = False
         while piece := stream.take(max_bytes):

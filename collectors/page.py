@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kvtally.collectors.base import CollectError, Kind, Reading
 from kvtally.collectors.exposition import Layout, PageReader, Series
+from kvtally.collectors.quantities import QUANTITIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,25 +54,35 @@ class Plan:
         self._epoch = _UNKNOWN if epoch is None else epoch
         self._simple = tuple(pick.positions[0] if pick and len(pick.positions) == 1 else _UNKNOWN for pick in picks)
         self._joined = tuple((slot, pick) for slot, pick in enumerate(picks) if pick and len(pick.positions) > 1)
+        self._shown = tuple(
+            slot
+            for slot, (pick, quantity) in enumerate(zip(picks, QUANTITIES[kind], strict=False))
+            if pick is not None and quantity.type == "counter"
+        )
         self._detail_names = tuple(detail.name for detail in details)
         self._counted = tuple(detail.position for detail in details)
         self._below = tuple(_ZERO if detail.below is None else detail.below for detail in details)
         self._scales = tuple(detail.scale for detail in details)
 
-    def read(self, page: Sequence[float | None]) -> Reading:
-        """Take the reading; one unknown count makes all details unknown, which is said by having none of them."""
+    def read(self, page: Sequence[float | None], *, has_unknown: bool = False) -> Reading:
+        """Take the reading; one unknown count makes all details unknown, which is said by having none of them.
+
+        With `has_unknown` a counter that is shown without a number is NaN, and not None as one that is not shown:
+        what is not there has counted nothing, what cannot be read has.
+        """
         values = [page[position] for position in self._simple]
         for slot, pick in self._joined:
             known = [part for position in pick.positions if (part := page[position]) is not None]
             if len(known) == len(pick.positions):
                 values[slot] = max(known) if pick.greatest else sum(known)
-        details = tuple(
+        if has_unknown:
+            for slot in self._shown:
+                values[slot] = math.nan if values[slot] is None else values[slot]
+        details = [
             (count - below) * scale
             for at, under, scale in zip(self._counted, self._below, self._scales, strict=True)
             if (count := page[at]) is not None and (below := page[under]) is not None
-        )
-        if len(details) < len(self._detail_names):
-            details = ()
+        ]
         return Reading(
             self.kind,
             self.name,
@@ -79,7 +90,7 @@ class Plan:
             tuple(values),
             page[self._epoch],
             detail_names=self._detail_names,
-            details=details,
+            details=tuple(details) if len(details) == len(self._detail_names) else (),
         )
 
 
@@ -145,11 +156,12 @@ class PageMapper:
                 "is this an engine's /metrics? vLLM shows none with --disable-log-stats",
             )
         known: Sequence[float | None] = values
-        if not math.isfinite(sum(values)):
-            # NaN and infinity are unknown, and one of them makes the whole sum so
+        # NaN and infinity are unknown, and one of them makes the whole sum so
+        has_unknown = not math.isfinite(sum(values))
+        if has_unknown:
             known = [value if math.isfinite(value) else None for value in values]
         page = (*known, 0.0, None)
-        return tuple(plan.read(page) for plan in self._plans)
+        return tuple(plan.read(page, has_unknown=has_unknown) for plan in self._plans)
 
 
 def positions(samples: Samples, name: str, labels: Mapping[str, str] | None = None) -> tuple[int, ...]:

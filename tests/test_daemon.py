@@ -240,6 +240,16 @@ def test_it_ends_soon_though_its_only_engine_never_answers(tmp_path: Path) -> No
             assert daemon.stop(within_seconds=10) == 0
 
 
+def test_it_goes_on_counting_though_its_log_cannot_be_written(tmp_path: Path) -> None:
+    with FakeEngine() as engine:
+        daemon = DaemonProcess(tmp_path, config_of([engine.name]), "--once")
+        new_ledger(tmp_path)
+        (tmp_path / "kvtally.log").symlink_to("/dev/full")  # every write fails as on a full disk
+        with daemon:
+            assert daemon.process.wait(30) == 0
+        assert len(daemon.rows(engine.name)) == 1
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [

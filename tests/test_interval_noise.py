@@ -21,3 +21,25 @@ def test_the_last_bits_of_a_sum_in_another_order_are_neither_a_restart_nor_a_ste
     # the high-water mark stays, so that what follows is counted from there
     interval, _, _ = close(state, before, 30)
     assert interval.values[names.index("queue_ns")] == 0
+
+
+def test_a_counter_that_is_not_to_be_read_at_first_gives_a_baseline_and_one_that_is_not_there_counts_from_nothing() -> (
+    None
+):
+    names = [quantity.name for quantity in QUANTITIES["engine"]]
+    unread, absent = names.index("prompt_tokens"), names.index("external_tokens")
+    values: list[float | None] = [None] * len(names)
+    values[unread] = math.nan
+    first = Reading("engine", "e/0", {}, tuple(values), 1.0)
+    values[unread], values[absent] = 1_000_000.0, 7.0
+    interval, state, _ = close(opened(first, 10), first._replace(values=tuple(values)), 20)
+    assert (interval.values[unread], interval.values[absent]) == (None, 7)
+    values[unread] = 1_000_005.0
+    interval, state, _ = close(state, first._replace(values=tuple(values)), 30)
+    assert interval.values[unread] == 5
+    values[unread] = math.nan
+    interval, state, _ = close(state, first._replace(values=tuple(values)), 40)
+    assert interval.values[unread] is None
+    values[unread] = 1_000_009.0
+    interval, state, _ = close(state, first._replace(values=tuple(values)), 50)
+    assert interval.values[unread] == 4

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from kvtally.collectors.base import CollectError
 from kvtally.collectors.lmcache import LmcacheMapping
 from kvtally.collectors.page import Detail, PageMapper, Pick, Plan, bucket_details, positions
+from kvtally.collectors.quantities import index
 from kvtally.collectors.vllm import VllmMapping
 
 if TYPE_CHECKING:
@@ -105,19 +107,30 @@ def test_a_page_of_another_program_is_an_error() -> None:
         PageMapper("host:9100", [VllmMapping(), LmcacheMapping()]).read(page)
 
 
+def shown(found: list[tuple[str, float | None]]) -> list[tuple[str, float | str | None]]:
+    """NaN equals nothing, itself included: its name does."""
+    return [(name, "NaN" if value is not None and math.isnan(value) else value) for name, value in found]
+
+
 @pytest.mark.parametrize("bad", ["NaN", "nan", "+Inf", "-Inf"])
 def test_a_value_that_is_no_number_is_unknown_and_leaves_the_others(bad: str) -> None:
     mapper = PageMapper("street", [Doors()])
-    assert read(mapper, opened(a=bad, b=2)) == [("street/a", None), ("street/b", 2)]
+    assert shown(read(mapper, opened(a=bad, b=2))) == [("street/a", "NaN"), ("street/b", 2)]
     assert read(mapper, opened(a=1, b=2)) == [("street/a", 1), ("street/b", 2)]
 
 
 def test_opposite_infinities_do_not_hide_each_other() -> None:
-    assert read(PageMapper("street", [Doors()]), opened(a="+Inf", b="-Inf", c=0)) == [
-        ("street/a", None),
-        ("street/b", None),
+    assert shown(read(PageMapper("street", [Doors()]), opened(a="+Inf", b="-Inf", c=0))) == [
+        ("street/a", "NaN"),
+        ("street/b", "NaN"),
         ("street/c", 0),
     ]
+
+
+def test_a_gauge_that_is_no_number_is_as_one_that_is_not_there() -> None:
+    picks = [None] * index("engine", "running_requests") + [Pick((2,))]
+    reading = Plan("engine", "e", {}, picks).read(PAGE, has_unknown=True)
+    assert reading.values[-1] is None
 
 
 def test_finite_values_whose_sum_is_not_are_all_known() -> None:

@@ -330,6 +330,19 @@ def test_findings_of_a_tick_that_could_not_be_written_are_written_later_and_once
     assert spans["scrapes_failed"] == (STARTED + 25 * SECOND, STARTED + 40 * SECOND)
 
 
+def test_a_page_with_ever_new_targets_is_told_once_and_those_that_are_known_go_on(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvtally.agent.pipeline.TARGETS_MAX", 3)
+    flow = pipeline(book)
+    for number in range(10):
+        readings = [engine("a/0", prompt_tokens=float(number)), *(engine(f"new/{number}-{each}") for each in range(2))]
+        flow.tick([ok(number, *readings)])
+    assert len(flow.states) == 3
+    assert [one.kind for one in book.findings] == ["too_many_targets"]
+    assert sum(interval.values[0] or 0 for (_, name), interval in book.intervals if name == "a/0") == 9
+
+
 def test_findings_alone_are_written_too(book: Book) -> None:
     tick = pipeline(book).tick([], [STEPPED])
     assert (tick.findings, book.findings) == ((STEPPED,), [STEPPED])
@@ -395,7 +408,7 @@ def test_an_engine_that_restarts_while_the_ledger_cannot_be_written_loses_what_o
     run.tick([ok(15, engine(epoch=109.0, prompt_tokens=6.0))])
     assert book.counted("a/0") == [6]
     (finding,) = book.findings
-    assert (finding.kind, finding.start_ns, finding.end_ns) == ("tokens_lost", STARTED, STARTED + 9 * SECOND)
+    assert (finding.kind, finding.start_ns, finding.end_ns) == ("tokens_lost", STARTED, STARTED + 10 * SECOND)
 
 
 class Engine:
