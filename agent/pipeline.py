@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Key = tuple[str, str]
 UNWRITTEN_MAX = 1000
+STILL_NS = 60_000_000_000  # a cache that moves nothing closes an interval this often
 TARGETS_MAX = 4096  # a page with ever new models must not fill the memory and the ledger
 
 
@@ -68,6 +69,7 @@ class Pipeline:
         self._unopened: dict[Key, Closed] = {}
         self._unwritten: list[Finding] = []
         self._crowded: set[str] = set()
+        self._still: dict[Key, tuple[int, int]] = {}  # caches that moved nothing: how many scrapes, and the last
 
     @property
     def states(self) -> Mapping[Key, State]:
@@ -99,6 +101,7 @@ class Pipeline:
         self._states |= states
         for key in states:
             self._missed.pop(key, None)
+            self._still.pop(key, None)
         for source in gaps:
             del self._down[source]
         return Tick(tuple(closed), tuple(findings))
@@ -114,8 +117,7 @@ class Pipeline:
                     findings.append(_crowded(scrape))
                 continue
             seen.add(key)
-            one = self._close(key, reading, scrape, states.get(key) or self._states.get(key), findings)
-            if one is not None:
+            for one in self._close(key, reading, scrape, states.get(key) or self._states.get(key), findings):
                 states[key] = one.state
                 yield one
         for key, source in self._sources.items():
@@ -125,11 +127,10 @@ class Pipeline:
     def _keep(self, closed: Iterable[Closed], once: Sequence[Finding]) -> None:
         """Keep what the next tick could not find again: first scrapes, and findings that are made once."""
         for one in closed:
-            key = _key(one.reading)
             if one.interval is None:
-                self._unopened[key] = one
-            else:
-                self._missed[key] = self._missed.get(key, 0) + 1
+                self._unopened[_key(one.reading)] = one
+        for key in {_key(one.reading) for one in closed if one.interval is not None}:
+            self._missed[key] = self._missed.get(key, 0) + 1
         self._unwritten = [*once[:UNWRITTEN_MAX]]
 
     def skip(self, by_ns: int, finding: Finding) -> None:
@@ -140,26 +141,47 @@ class Pipeline:
 
     def _close(
         self, key: Key, reading: Reading, scrape: Scrape, previous: State | None, findings: list[Finding]
-    ) -> Closed | None:
+    ) -> list[Closed]:
         new = key not in self._sources
         self._sources[key] = scrape.source
         if previous is None:
             first = born(reading, scrape.taken_at_ns, self._started_ns)
             if first is None:
-                return Closed(reading, None, opened(reading, scrape.taken_at_ns))
-            return Closed(reading, *first)
+                return [Closed(reading, None, opened(reading, scrape.taken_at_ns))]
+            return [Closed(reading, *first)]
         if scrape.taken_at_ns <= previous.taken_at_ns:
             if new:
                 findings.append(_out_of_order(key, scrape.taken_at_ns, previous.taken_at_ns))
-            return None
-        missed = self._missed.get(key, 0)
-        if self._interval_ns:
-            # live, the cadence tells what was due: ticks that failed, that came late, or while no kvtally ran
-            missed = max(0, round((scrape.taken_at_ns - previous.taken_at_ns) / self._interval_ns) - 1)
-            if new and missed and reading.kind == "engine":
-                findings.append(_not_watched(key, previous.taken_at_ns, scrape.taken_at_ns))
+            return []
+        if _is_still(previous, reading):
+            scrapes, _ = self._still.get(key, (0, 0))
+            self._still[key] = (scrapes + 1, scrape.taken_at_ns)
+            if scrape.taken_at_ns - previous.taken_at_ns < STILL_NS:
+                return []
+            return [self._still_closed(key, reading, previous)]
+        closed: list[Closed] = []
+        if key in self._still:
+            closed.append(self._still_closed(key, reading, previous))
+            previous = closed[0].state
+        missed = self._missed_since(key, previous, scrape.taken_at_ns, 1)
+        if self._interval_ns and new and missed and reading.kind == "engine":
+            findings.append(_not_watched(key, previous.taken_at_ns, scrape.taken_at_ns))
         interval, state, found = close(previous, reading, scrape.taken_at_ns, missed)
-        return Closed(reading, interval, state, found)
+        return [*closed, Closed(reading, interval, state, found)]
+
+    def _missed_since(self, key: Key, previous: State, until_ns: int, taken: int) -> int:
+        """Scrapes that were due since the previous one and gave nothing; `taken` is how many gave something."""
+        if not self._interval_ns:
+            return self._missed.get(key, 0)
+        # live, the cadence tells what was due: ticks that failed, that came late, or while no kvtally ran
+        return max(0, round((until_ns - previous.taken_at_ns) / self._interval_ns) - taken)
+
+    def _still_closed(self, key: Key, reading: Reading, previous: State) -> Closed:
+        """Close the time in which a cache moved nothing, up to the last scrape that says so."""
+        scrapes, until_ns = self._still[key]
+        missed = self._missed_since(key, previous, until_ns, scrapes) if self._interval_ns else 0
+        same = reading._replace(values=previous.values, detail_names=previous.detail_names, details=previous.details)
+        return Closed(same, *close(previous, same, until_ns, missed))
 
     def _failed(self, scrape: Scrape) -> None:
         if scrape.outcome == "failed":
@@ -179,6 +201,16 @@ class Pipeline:
             f"{scrape.source} could not be read for {(scrape.taken_at_ns - since_ns) / 1e9:.1f} s ({reason}); "
             "counters are cumulative, so the interval across it holds what was counted",
         )
+
+
+def _is_still(previous: State, reading: Reading) -> bool:
+    """Whether a cache has moved nothing: LMCache flushes its counters every 10 s, and rows of zeros say nothing."""
+    return (
+        reading.kind == "cache"
+        and not previous.behind
+        and (reading.values, reading.epoch, reading.session) == (previous.values, previous.epoch, previous.session)
+        and (reading.detail_names, reading.details) == (previous.detail_names, previous.details)
+    )
 
 
 def _later(state: State, by_ns: int) -> State:

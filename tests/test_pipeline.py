@@ -13,7 +13,7 @@ from kvtally.agent.interval import BORN, RESET, Interval, State
 from kvtally.agent.ledger.errors import LedgerBusy, LedgerError
 from kvtally.agent.pipeline import Pipeline
 from kvtally.collectors.base import Reading, Scrape
-from kvtally.collectors.quantities import ENGINE, FILESYSTEM, index
+from kvtally.collectors.quantities import CACHE, ENGINE, FILESYSTEM, index
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -555,3 +555,59 @@ class Deployment(RuleBasedStateMachine):
 
 TestDeployment = Deployment.TestCase
 TestDeployment.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def cache(loaded: float) -> Reading:
+    return Reading("cache", "a/lmcache", {}, tuple(loaded if one.name == "loaded_tokens" else 0.0 for one in CACHE))
+
+
+LOADED = index("cache", "loaded_tokens")
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_cache_that_moves_nothing_closes_one_interval_up_to_the_scrape_before_it_moves(
+    book: Book, live: bool
+) -> None:
+    flow = pipeline(book, live=live)
+    for tick, loaded in enumerate((7, 7, 7, 7, 9, 9, 12)):
+        flow.tick([ok(5 * tick, cache(loaded))])
+    rows = [(one.start_ns, one.end_ns, one.values[LOADED], one.missed) for _, one in book.intervals]
+    assert rows == [
+        (STARTED, STARTED + 15 * SECOND, 0, 0),
+        (STARTED + 15 * SECOND, STARTED + 20 * SECOND, 2, 0),
+        (STARTED + 20 * SECOND, STARTED + 25 * SECOND, 0, 0),
+        (STARTED + 25 * SECOND, STARTED + 30 * SECOND, 3, 0),
+    ]
+
+
+def test_a_cache_that_moves_nothing_for_long_closes_an_interval_a_minute(book: Book) -> None:
+    flow = pipeline(book, live=True)
+    for tick in range(26):
+        flow.tick([ok(5 * tick, cache(7))])
+    assert [(one.start_ns - STARTED, one.end_ns - STARTED, one.missed) for _, one in book.intervals] == [
+        (0, 60 * SECOND, 0),
+        (60 * SECOND, 120 * SECOND, 0),
+    ]
+
+
+def test_scrapes_that_failed_while_a_cache_was_still_are_missed(book: Book) -> None:
+    flow = pipeline(book, live=True)
+    flow.tick([ok(0, cache(7))])
+    flow.tick([ok(5, cache(7))])
+    flow.tick([failed(10)])
+    flow.tick([ok(15, cache(7))])
+    flow.tick([ok(20, cache(8))])
+    assert [(one.end_ns - STARTED, one.missed) for _, one in book.intervals] == [(15 * SECOND, 1), (20 * SECOND, 0)]
+
+
+def test_a_still_cache_that_could_not_be_written_is_written_whole_later(book: Book) -> None:
+    flow = pipeline(book, live=True)
+    flow.tick([ok(0, cache(7))])
+    flow.tick([ok(5, cache(7))])
+    book.full = True
+    flow.tick([ok(10, cache(9))])
+    book.full = False
+    flow.tick([ok(15, cache(10))])
+    assert sum(one.values[LOADED] or 0 for _, one in book.intervals) == 3
+    assert [one.start_ns for _, one in book.intervals][1:] == [one.end_ns for _, one in book.intervals][:-1]
+    assert book.intervals[-1][1].end_ns == STARTED + 15 * SECOND
