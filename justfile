@@ -45,7 +45,7 @@ matrix:
 
 # measure CPU, memory and disk
 bench *words:
-    {{ bin }}/pytest tests/bench -m slow -k 'not real_engine and not soak' {{ words }}
+    {{ bin }}/python -m tests.bench.run {{ words }}
 
 # run against a real vLLM
 real *words:

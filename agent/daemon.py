@@ -35,6 +35,7 @@ FIRST_LOOKS_SECONDS = 10.0  # while no engine is known, look for one this often
 SETTLED_LOOKS_SECONDS = 3600.0  # where config lists the engines and all are found: only a restart tells anything new
 NEXT_LOOK_SECONDS = 5.0  # when another process answers, look no sooner than this after the last look
 SETTLE_SECONDS = 900.0
+COMMIT_SECONDS = 5.0  # ticks of so much time share a transaction: a kill costs their grain, never their tokens
 _LEVEL: dict[str, Level] = {"info": "info", "warning": "warning", "error": "error"}
 _WORDS = {"failed": "could not be read", "no_data": "has no data"}
 _HINT = "the next good scrape covers the gap; `kvtally doctor` looks closer"
@@ -83,7 +84,7 @@ class Daemon:
         with told_by_signals(self._stop), WriterLock(self._path):
             if not current:
                 self._make_ledger()
-            with closing(LedgerWriter(connect(self._path), self._path)) as writer:
+            with closing(self._writer()) as writer:
                 self._begin(writer)
                 # what is loaded now stays: the collector need not walk it again on every few ticks
                 gc.collect()
@@ -94,6 +95,10 @@ class Daemon:
                     self._gatherer.close()
                     self._sources.close()
         self._log.line("info", "stopped", ledger=self._path)
+
+    def _writer(self) -> LedgerWriter:
+        together = max(1, int(COMMIT_SECONDS / self._config.scrape.interval_seconds))
+        return LedgerWriter(connect(self._path), self._path, together)
 
     def _begin(self, writer: LedgerWriter) -> None:
         """Build the way from the sources to the ledger; go on from the counters that it has."""

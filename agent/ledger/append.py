@@ -58,6 +58,7 @@ def hour_sql(kind: Kind) -> str:
     )
 
 
+_NAMES = {kind: quantity_columns(kind) for kind in KINDS}
 _INSERT = {kind: insert_sql(kind) for kind in KINDS}
 _HOUR = {kind: hour_sql(kind) for kind in KINDS}
 _SUMMED = {
@@ -78,9 +79,9 @@ _FINDING = "INSERT OR IGNORE INTO finding (kind, severity, target, start_ns, end
 
 def encoded(kind: Kind, state: State) -> str:
     """A state as JSON: counters by name, so that a later kvtally with other quantities reads it."""
-    names = quantity_columns(kind)
     # UNASKED (NaN) is left out: absent means "was never asked for"
-    values = {name: value for name, value in zip(names, state.values, strict=True) if value is None or value == value}  # noqa: PLR0124
+    given = zip(_NAMES[kind], state.values, strict=True)
+    values = {name: value for name, value in given if value is None or value == value}  # noqa: PLR0124
     body: dict[str, Any] = {"epoch": state.epoch, "session": state.session, "values": values, "moved": state.moved}
     body["details"] = state.details
     if state.parts is not None:
@@ -122,9 +123,16 @@ def _storable(closed: Closed) -> Closed:
 class LedgerWriter:
     """Appends to one SQLite ledger over one connection."""
 
-    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: str, ticks_together: int = 1) -> None:
+        """`ticks_together` ticks are written in one transaction, which costs as much as one tick's.
+
+        A crash loses none of their counts: the last state in the ledger is older then, and the next run's first
+        interval covers their time too.
+        """
         self._connection = connection
         self._path = path
+        self._ticks_together = ticks_together
+        self._held: list[tuple[tuple[Closed, ...], tuple[Finding, ...]]] = []
         self._ids: dict[tuple[str, str], tuple[Mapping[str, str], tuple[str, ...], int]] = {}
 
     def states(self) -> dict[tuple[str, str], State]:
@@ -143,21 +151,42 @@ class LedgerWriter:
         }
 
     def append(self, batch: Iterable[Closed], findings: Iterable[Finding] = ()) -> None:
-        """Write a tick whole or not at all.
+        """Write a tick whole or not at all; one without anything remarkable may be held for its successors.
 
         LedgerError if it could not be written: the caller keeps the states that it had, and its next interval
-        covers this one too. A difference beyond 64 bits, which only a page that lies can tell, is unknown.
+        covers this one too; the ticks held before stay held. A difference beyond 64 bits, which only a page that
+        lies can tell, is unknown.
         """
-        batch, findings = tuple(batch), tuple(findings)
+        tick = tuple(batch), tuple(findings)
+        self._held.append(tick)
+        remarkable = tick[1] or any(closed.interval is None or closed.findings for closed in tick[0])
+        if remarkable or len(self._held) >= self._ticks_together:
+            try:
+                self.flush()
+            except BaseException:
+                self._held.pop()
+                raise
+
+    def flush(self) -> None:
+        """Write what is held; LedgerError if it could not be written, and it stays held."""
+        batch = [closed for tick, _ in self._held for closed in tick]
+        findings = [finding for _, found in self._held for finding in found]
         try:
             self._write(batch, findings)
         except OverflowError:
             self._write([_storable(closed) for closed in batch], findings)
+        self._held.clear()
 
-    def _write(self, batch: Iterable[Closed], findings: Iterable[Finding]) -> None:
+    def _write(self, batch: Sequence[Closed], findings: Iterable[Finding]) -> None:
         execute = self._connection.execute
+        spans: dict[tuple[str, str], tuple[Closed, Closed]] = {}  # the first and the last of each target
+        for closed in batch:
+            key = (closed.reading.kind, closed.reading.name)
+            spans[key] = (spans[key][0] if key in spans else closed, closed)
         try:
             execute("BEGIN IMMEDIATE")
+            for first, last in spans.values():
+                self._keep_state(first.interval, last)
             for closed in batch:
                 self._one(closed)
             for finding in findings:
@@ -172,6 +201,8 @@ class LedgerWriter:
 
     def skip(self, by_ns: int, finding: Finding) -> None:
         """Move every target's last scrape forward by a step of the clock: the next interval starts after it."""
+        if self._held:
+            self.flush()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute("UPDATE counter_state SET taken_at_ns = taken_at_ns + ?", (by_ns,))
@@ -187,32 +218,36 @@ class LedgerWriter:
             self._connection.execute("ROLLBACK")
 
     def _one(self, closed: Closed) -> None:
-        reading, interval, state = closed.reading, closed.interval, closed.state
-        kind, name = reading.kind, reading.name
+        reading, interval = closed.reading, closed.interval
         execute = self._connection.execute
-        target_id = self._target_id(reading, state.detail_names)
-        text = encoded(kind, state)
-        about = (state.taken_at_ns, target_id, text, kind, name)
-        if interval is None or interval.start_ns == interval.began_ns:
-            moved = execute(_FIRST_STATE, about)
+        if interval is not None:
+            target_id = self._target_id(reading, closed.state.detail_names)
+            head = (interval.end_ns - interval.start_ns, interval.missed, interval.flags)
+            values = interval.values
+            execute(
+                _INSERT[reading.kind],
+                (interval.start_ns, target_id, *head, interval.began_ns, *values, packed(interval.details)),
+            )
+            hour_ns = interval.start_ns // HOUR_NS * HOUR_NS
+            sums = [values[at] for at in _SUMMED[reading.kind]]
+            execute(_HOUR[reading.kind], (hour_ns, target_id, 1, *head, *sums))
+        for finding in closed.findings:
+            execute(_FINDING, finding)
+
+    def _keep_state(self, first: Interval | None, last: Closed) -> None:
+        """Store a target's last raw counters; `first` is its first interval since the state that is stored."""
+        kind, name = last.reading.kind, last.reading.name
+        target_id = self._target_id(last.reading, last.state.detail_names)
+        about = (last.state.taken_at_ns, target_id, encoded(kind, last.state), kind, name)
+        if first is None or first.start_ns == first.began_ns:
+            moved = self._connection.execute(_FIRST_STATE, about)
         else:
-            moved = execute(_NEXT_STATE, (*about, interval.start_ns))
+            moved = self._connection.execute(_NEXT_STATE, (*about, first.start_ns))
         if moved.rowcount != 1:
             raise LedgerUnreachable(
                 f"{self._path}: somebody else wrote counters of {kind}/{name}",
                 "only one `kvtally run` may write a ledger; restart this one",
             )
-        if interval is not None:
-            head = (interval.end_ns - interval.start_ns, interval.missed, interval.flags)
-            values = interval.values
-            execute(
-                _INSERT[kind],
-                (interval.start_ns, target_id, *head, interval.began_ns, *values, packed(interval.details)),
-            )
-            hour_ns = interval.start_ns // HOUR_NS * HOUR_NS
-            execute(_HOUR[kind], (hour_ns, target_id, 1, *head, *[values[at] for at in _SUMMED[kind]]))
-        for finding in closed.findings:
-            execute(_FINDING, finding)
 
     def _target_id(self, reading: Reading, detail_names: tuple[str, ...]) -> int:
         key = (reading.kind, reading.name)
@@ -229,5 +264,9 @@ class LedgerWriter:
         return target_id
 
     def close(self) -> None:
-        """Close the connection; SQLite then folds the write-ahead log into the file."""
-        self._connection.close()
+        """Write what is held and close the connection; SQLite then folds the write-ahead log into the file."""
+        try:
+            if self._held:
+                self.flush()
+        finally:
+            self._connection.close()
