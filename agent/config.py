@@ -159,7 +159,7 @@ class Ledger(Struct, frozen=True, forbid_unknown_fields=True):
         str,
         Meta(
             max_length=2000,
-            description='SQLite or PostgreSQL URL; a relative SQLite path counts from the config file. "":'
+            description='SQLite URL; a relative path counts from the config file. "":'
             " ledger.db in $STATE_DIRECTORY, else in $XDG_STATE_HOME/kvtally. $KVTALLY_LEDGER comes first.",
         ),
     ] = ""

@@ -61,8 +61,8 @@ def of_ledger(url: str) -> tuple[str, str] | None:
     """The reason and the hint where a ledger's URL is of no known kind."""
     scheme, separator, _ = url.partition("://")
     if separator and scheme.partition("+")[0] in ("sqlite", "postgresql"):
-        return None
-    return "no SQLite or PostgreSQL URL", "sqlite:///ledger.db or postgresql://user@host/kvtally is the form"
+        return None  # PostgreSQL, which is still to come, is refused where the ledger is opened
+    return "no SQLite URL", "sqlite:///ledger.db is the form"
 
 
 def _of_texts(key: str, table: Struct) -> Iterator[Fault]:

@@ -353,7 +353,7 @@ def _restarted(target: str, previous: State, began_ns: int | None, taken_at_ns: 
             target,
             previous.taken_at_ns,
             until_ns,
-            f"the engine restarted while it was at work: what it served in the {span} was counted by nobody",
+            f"the engine restarted while it was at work: what it served in the {span} is in no interval",
         )
     return Finding(
         "engine_restarted",

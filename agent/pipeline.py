@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Key = tuple[str, str]
 UNWRITTEN_MAX = 1000
 STILL_NS = 60_000_000_000  # a cache that moves nothing closes an interval this often
-TARGETS_MAX = 4096  # a page with ever new models must not fill the memory and the ledger
+TARGETS_MAX = 4096  # in one run: a page with ever new models must not fill the memory and the ledger
 
 
 class Writer(Protocol):
@@ -111,7 +111,7 @@ class Pipeline:
         seen: set[Key] = set()
         for reading in self._described(scrape.readings):
             key = _key(reading)
-            if key not in states and key not in self._states and len(self._states) + len(states) >= TARGETS_MAX:
+            if key not in self._sources and len(self._sources) >= TARGETS_MAX:
                 if scrape.source not in self._crowded:
                     self._crowded.add(scrape.source)
                     findings.append(_crowded(scrape))
@@ -138,6 +138,7 @@ class Pipeline:
         self._writer.skip(by_ns, finding)
         self._states = {key: _later(state, by_ns) for key, state in self._states.items()}
         self._unopened = {key: one._replace(state=_later(one.state, by_ns)) for key, one in self._unopened.items()}
+        self._still = {key: (scrapes, at_ns + by_ns) for key, (scrapes, at_ns) in self._still.items()}
 
     def _close(
         self, key: Key, reading: Reading, scrape: Scrape, previous: State | None, findings: list[Finding]
@@ -150,7 +151,8 @@ class Pipeline:
                 return [Closed(reading, None, opened(reading, scrape.taken_at_ns))]
             return [Closed(reading, *first)]
         if scrape.taken_at_ns <= previous.taken_at_ns:
-            if new:
+            if new and self._interval_ns:
+                # a recording that is replayed again says so itself
                 findings.append(_out_of_order(key, scrape.taken_at_ns, previous.taken_at_ns))
             return []
         if _is_still(previous, reading):
@@ -228,7 +230,8 @@ def _crowded(scrape: Scrape) -> Finding:
         scrape.source,
         scrape.taken_at_ns,
         scrape.taken_at_ns,
-        f"{scrape.source} shows ever new targets: beyond {TARGETS_MAX} none is counted; look at its labels",
+        f"{scrape.source} shows a target beyond the {TARGETS_MAX} that one run counts: it and those after it are left "
+        "out; look at its labels",
     )
 
 

@@ -192,6 +192,7 @@ def _group(by: dict[str, str | None], facts: list[Facts], caches: set[str]) -> t
             "tokens": "MODELLED" if tokens.derived else "MEASURED",
             "states": "MODELLED" if any(one.modelled for one in facts) else "MEASURED",
             "cost": None if not priced else _basis(rates),
+            "active": None if not priced else "MODELLED" if any(one.modelled for one in facts) else _basis(rates),
             "split": None if shares is None else "MODELLED",
         },
         "rates": [rate_text(rate) for rate in rates],

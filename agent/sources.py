@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from kvtally.agent.discovery import FoundEngine
     from kvtally.collectors.nvml import NvmlCollector
 
+GONE_LOOKS = 10  # a discovered engine that so many looks in a row do not find is gone
 PROBE_SECONDS = 1.0
 PAGE_BYTES = 8 * 2**20  # of one engine: 64 ranks on a page take 6 MiB, and many bad pages may come at once
 
@@ -92,6 +94,7 @@ class Sources:
         self._pids: dict[str, int | None] = {}
         self._disks: list[Collector] = [BlockDevices()] if config.host.disks else []
         self.abouts: dict[str, About] = {}
+        self._absent: dict[str, int] = {}
         for engine in config.engines:
             self._add(engine, None)
 
@@ -114,10 +117,20 @@ class Sources:
         """Take in what a look around found; True if the set of sources changed."""
         before = (set(self._pages), dict(self._pids))
         listed = {engine.name: engine for engine in self._config.engines}
+        seen: set[str] = set()
         for one in found.engines:
             # an engine that config lists under another address of this host is not a second one
             name = found.listed.get(urlsplit(one.url).port or 0, "")
-            self._add(listed.get(name) or complete(Engine(url=one.url), self._config), one)
+            engine = listed.get(name) or complete(Engine(url=one.url), self._config)
+            seen.add(engine.name)
+            self._add(engine, one)
+        for name in [name for name in self._pages if name not in seen and name not in listed]:
+            self._absent[name] = self._absent.get(name, 0) + 1
+            # one that is merely too busy to answer a look has a process still
+            if self._absent[name] >= GONE_LOOKS and _is_gone(self._pids.get(name)):
+                self._drop(name)
+        for name in seen:
+            self._absent.pop(name, None)
         return before != (set(self._pages), dict(self._pids))
 
     def _add(self, engine: Engine, found: FoundEngine | None) -> None:
@@ -146,6 +159,12 @@ class Sources:
                 own.append(cgroup)
             self._processes[name] = own
 
+    def _drop(self, name: str) -> None:
+        """Forget an engine that discovery found and finds no more; its counters stay in the ledger for its return."""
+        self._pages.pop(name).close()
+        for kept in (self._processes, self._pids, self._absent):
+            kept.pop(name, None)
+
     def _pid_of(self, name: str) -> Callable[[], int | None]:
         return lambda: self._pids.get(name)
 
@@ -153,6 +172,10 @@ class Sources:
         """Close every connection."""
         for page in self._pages.values():
             page.close()
+
+
+def _is_gone(pid: int | None) -> bool:
+    return pid is not None and not os.path.exists(f"/proc/{pid}")  # noqa: PTH110  # one call
 
 
 def about_of(engine: Engine, found: FoundEngine | None) -> About:

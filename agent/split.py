@@ -1,8 +1,8 @@
 """How occupied time divides between prefill and decode: a law of two costs, fitted to this engine's own counters.
 
-METHOD 2.4 splits by a step law. Until a calibrated law is there (`kvtally calibrate`), the law is the plainest one
-that the counters can carry: working seconds = a x steps + b x computed prompt tokens, least squares over slices of
-the window. A step costs `a` whatever it holds, which is decode; every prompt token computed in it adds `b`, which is
+METHOD 2.4 splits by a step law. Until there is one that is calibrated over time, the law is the plainest that the
+counters can carry: working seconds = a x steps + b x computed prompt tokens, least squares over slices of the
+window. A step costs `a` whatever it holds, which is decode; every prompt token computed in it adds `b`, which is
 prefill. A ratio of summed request times cannot do this: those seconds overlap (METHOD section 6).
 """
 

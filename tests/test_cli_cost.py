@@ -60,7 +60,13 @@ ANSWER = {
                 "of_which": dict.fromkeys(STATES[1:], "amount"),
             },
             "cost_per_million": {"fully_loaded": UNIT_COSTS, "active": UNIT_COSTS},
-            "basis": {"tokens": "basis", "states": "basis", "cost": "basis | null", "split": "basis | null"},
+            "basis": {
+                "tokens": "basis",
+                "states": "basis",
+                "cost": "basis | null",
+                "active": "basis | null",
+                "split": "basis | null",
+            },
             "rates": ["text"],
             "coverage": "float | null",
         }
@@ -199,7 +205,13 @@ def test_the_whole_recording_is_what_its_engine_counted_in_94_seconds(kvtally: C
     assert group["cost"]["total"] == group["cost"]["gpu"] == "0.070238889"
     # 0.070238889 USD / (2,828,558 + 33,380) tokens x 1,000,000
     assert group["cost_per_million"]["fully_loaded"]["total"] == "0.024542422"
-    assert group["basis"] == {"tokens": "MEASURED", "states": "MODELLED", "cost": "ASSUMED", "split": "MODELLED"}
+    assert group["basis"] == {
+        "tokens": "MEASURED",
+        "states": "MODELLED",
+        "cost": "ASSUMED",
+        "active": "MODELLED",
+        "split": "MODELLED",
+    }
     assert group["coverage"] == 1.0
     assert found["findings"] == []
 

@@ -64,7 +64,7 @@ def test_info_is_shown_as_a_table(kvtally: Call, demo_ledger: str, golden: Calla
 
 def test_upgrade_makes_a_ledger_and_says_when_there_was_nothing_to_do(kvtally: Call) -> None:
     where = ("--ledger", "sqlite:///new.db")
-    assert kvtally("ledger", "upgrade", *where) == (0, "", f"{Path.cwd()}/new.db: upgraded\n")
+    assert kvtally("ledger", "upgrade", *where) == (0, "", f"{Path.cwd()}/new.db: created\n")
     assert kvtally("ledger", "upgrade", *where) == (0, "", f"{Path.cwd()}/new.db: was up to date\n")
     found = json.loads(kvtally("ledger", "info", *where).out)
     assert (found["start"], found["end"], found["targets"]) == (None, None, [])
@@ -72,10 +72,10 @@ def test_upgrade_makes_a_ledger_and_says_when_there_was_nothing_to_do(kvtally: C
 
 
 def test_the_ledger_lies_where_the_environment_says(kvtally: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kvtally("ledger", "upgrade").err.endswith("state/kvtally/ledger.db: upgraded\n")
+    assert kvtally("ledger", "upgrade").err.endswith("state/kvtally/ledger.db: created\n")
     monkeypatch.setenv("KVTALLY_LEDGER", "sqlite:///mine.db")
-    assert kvtally("ledger", "upgrade").err.endswith("/mine.db: upgraded\n")
-    assert kvtally("ledger", "upgrade", "--ledger", "sqlite:///other.db").err.endswith("/other.db: upgraded\n")
+    assert kvtally("ledger", "upgrade").err.endswith("/mine.db: created\n")
+    assert kvtally("ledger", "upgrade", "--ledger", "sqlite:///other.db").err.endswith("/other.db: created\n")
 
 
 def test_an_audit_of_a_sound_ledger_is_yes(kvtally: Call, demo_ledger: str, story: str) -> None:

@@ -62,11 +62,7 @@ def test_a_replay_into_the_same_ledger_counts_nothing_twice(kvtally: Call, tmp_p
     status, _, err = kvtally("replay", DEMO, "--ledger", "sqlite:///on.db")
     assert status == 0
     assert "95 scrapes were in the ledger already and were left out\n" in err
-    again = dump(tmp_path / "on.db")
-    added = set(again.splitlines()) - set(before.splitlines())
-    assert {line.split("VALUES")[0] for line in added} == {'INSERT INTO "finding" '}
-    kvtally("replay", DEMO, "--ledger", "sqlite:///on.db")
-    assert dump(tmp_path / "on.db") == again
+    assert dump(tmp_path / "on.db") == before
 
 
 @pytest.mark.parametrize(("interval", "rows"), [("0.5", 94), ("5", 19), ("15", 7), ("3600", 1)])

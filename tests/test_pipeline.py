@@ -232,7 +232,10 @@ def test_a_target_that_is_read_twice_in_one_tick_is_counted_once(book: Book) -> 
 
 def test_a_first_scrape_that_the_ledger_has_passed_already_is_told_once(book: Book) -> None:
     pipeline(book).tick([ok(10, engine(prompt_tokens=5.0))])
-    run = pipeline(book)
+    # a recording that is replayed again says so by itself
+    pipeline(book).tick([ok(0, engine(prompt_tokens=1.0))])
+    assert book.findings == []
+    run = pipeline(book, live=True)
     run.tick([ok(0, engine(prompt_tokens=1.0))])
     run.tick([ok(5, engine(prompt_tokens=2.0))])
     run.tick([ok(11, engine(prompt_tokens=9.0))])
@@ -611,3 +614,14 @@ def test_a_still_cache_that_could_not_be_written_is_written_whole_later(book: Bo
     assert sum(one.values[LOADED] or 0 for _, one in book.intervals) == 3
     assert [one.start_ns for _, one in book.intervals][1:] == [one.end_ns for _, one in book.intervals][:-1]
     assert book.intervals[-1][1].end_ns == STARTED + 15 * SECOND
+
+
+def test_a_step_of_the_clock_while_a_cache_is_still_is_left_out_of_its_interval_too(book: Book) -> None:
+    flow = pipeline(book, live=True)
+    for tick in range(3):
+        flow.tick([ok(5 * tick, cache(7))])
+    flow.skip(3600 * SECOND, STEPPED)
+    flow.tick([ok(3615, cache(9))])
+    rows = [(one.start_ns - STARTED, one.end_ns - STARTED, one.values[LOADED], one.missed) for _, one in book.intervals]
+    hour = 3600 * SECOND
+    assert rows == [(hour, hour + 10 * SECOND, 0, 0), (hour + 10 * SECOND, hour + 15 * SECOND, 2, 0)]

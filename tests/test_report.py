@@ -97,7 +97,13 @@ def test_a_plain_ledger_is_worked_out_by_hand(tmp_path: Path) -> None:
     # 0.06 / 3400 tokens and 0.04 / 3400 tokens
     assert group["cost_per_million"]["fully_loaded"]["total"] == "17.647058824"
     assert group["cost_per_million"]["active"]["total"] == "11.764705882"
-    assert group["basis"] == {"tokens": "MEASURED", "states": "MODELLED", "cost": "MEASURED", "split": None}
+    assert group["basis"] == {
+        "tokens": "MEASURED",
+        "states": "MODELLED",
+        "cost": "MEASURED",
+        "active": "MODELLED",
+        "split": None,
+    }
     assert group["coverage"] == 1.0
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,17 @@ from tests.loopback import FakeEngine, Server, answer
 from kvtally.agent.config import Config, Engine, Gpu, Host, Labels, Rates, Scrape, complete
 from kvtally.agent.config_file import ConfigError
 from kvtally.agent.discovery import FoundEngine
-from kvtally.agent.sources import PAGE_BYTES, Found, Sources, _local_port, about_of, look_around, open_nvml, probe
+from kvtally.agent.sources import (
+    GONE_LOOKS,
+    PAGE_BYTES,
+    Found,
+    Sources,
+    _local_port,
+    about_of,
+    look_around,
+    open_nvml,
+    probe,
+)
 from kvtally.collectors.base import CollectError, NoData, Reading
 
 if TYPE_CHECKING:
@@ -144,6 +155,21 @@ def test_an_engine_that_is_not_found_any_more_is_still_read() -> None:
     sources.take(Found((found(),), None))
     assert not sources.take(Found((), None))
     assert names(sources) == ["127.0.0.1:8000"]
+
+
+def test_an_engine_whose_process_is_gone_is_forgotten_after_a_while_and_taken_again_when_it_returns() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    sources = Sources(config_of(Engine("http://127.0.0.1:9000")), None)
+    here, gone = found("http://127.0.0.1:8001", pid=os.getpid()), found(pid=ended.pid)
+    sources.take(Found((here, gone), None, {}))
+    for _ in range(GONE_LOOKS - 1):
+        assert not sources.take(Found((), None, {}))
+    assert sources.take(Found((), None, {}))
+    # one that lives is too busy to answer, and one that config lists may come back at any time
+    assert names(sources) == ["127.0.0.1:9000", "127.0.0.1:8001"]
+    assert sources.take(Found((gone,), None, {}))
+    assert "127.0.0.1:8000" in names(sources)
 
 
 def test_the_gpus_are_a_source_that_may_hang() -> None:

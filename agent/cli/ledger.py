@@ -61,10 +61,12 @@ def upgrade(ledger: str | None, config_path: str | None) -> None:
     from kvtally.agent.ledger.upgrade import upgrade as bring_up_to_date  # noqa: PLC0415  # as above
 
     config, url = settings(config_path, ledger)
+    is_new = not Path(url.removeprefix("sqlite:///")).exists()
     done = bring_up_to_date(url)
     with LedgerReader(url) as reader:
         keep_rates(reader, config)
-        click.echo(f"{reader.path}: {'upgraded' if done else 'was up to date'}", err=True)
+        what = "created" if is_new else "upgraded" if done else "was up to date"
+        click.echo(f"{reader.path}: {what}", err=True)
 
 
 @ledger.command(epilog="\b\nExample:\n  kvtally ledger audit")

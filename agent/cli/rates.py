@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
 from kvtally.agent.cli.group import Group
 from kvtally.agent.cli.options import chosen_format, format_option, ledger_options, settings
-from kvtally.agent.price import Resource, Term
+from kvtally.agent.price import Basis, Resource, Term
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,6 +83,13 @@ def _row(rate: Rate) -> dict[str, object]:
 @click.option("--currency", default="USD", show_default=True, help="ISO 4217; a ledger has one.")
 @click.option("--committed", type=click.IntRange(min=1), help="Reserved units that are paid for even when unused.")
 @click.option("--pue", help="Energy: factor on metered kWh.")
+@click.option(
+    "--basis",
+    type=click.Choice(["measured", "assumed"]),
+    default="measured",
+    show_default=True,
+    help="measured: an invoice or a contract says so; a guess is assumed.",
+)
 @click.option("--source", default="operator", show_default=True, help="Where the price is written.")
 @click.option("--note", default="", help="Free text, kept with the price.")
 @ledger_options
@@ -98,6 +105,7 @@ def add(  # one option for each field of a rate
     currency: str,
     committed: int | None,
     pue: str | None,
+    basis: str,
     source: str,
     note: str,
     ledger: str | None,
@@ -118,7 +126,7 @@ def add(  # one option for each field of a rate
             currency,
             instant_ns("from", valid_from),
             None if valid_until is None else instant_ns("until", valid_until),
-            "MEASURED",
+            cast("Basis", basis.upper()),
             source,
             note,
             committed,

@@ -12,7 +12,7 @@ from kvtally.agent.cli.options import Seconds
 @click.command(epilog="\b\nExample: ten minutes, packed into one file\n  kvtally record h100-monday --for 600 --pack")
 @click.argument("folder", metavar="DIR")
 @click.option("--for", "duration", type=Seconds(min=1), metavar="SECONDS", help="Stop by itself after this long.")
-@click.option("--interval", type=float, metavar="SECONDS", help="Scrape this often (1 to 300). [default: 5]")
+@click.option("--interval", type=Seconds(1, 300), metavar="SECONDS", help="Scrape this often (1 to 300). [default: 5]")
 @click.option("--gpu-every", type=Seconds(min=0), metavar="SECONDS", help="Sample GPUs this often. [default: as pages]")
 @click.option("--max-size", type=click.IntRange(min=1), default=2, show_default=True, metavar="GIB")
 @click.option("--pack", "packed", is_flag=True, help="Also write DIR.tar.xz.")

@@ -7,14 +7,12 @@ import sys
 
 import click
 
-from kvtally.agent.cli.options import ledger_options
+from kvtally.agent.cli.options import Seconds, ledger_options
 
 
 @click.command(epilog="\b\nExample: beside an engine, with nothing configured\n  kvtally run")
 @click.option("--once", is_flag=True, help="Close one interval and exit.")
-@click.option(
-    "--interval", "interval", type=float, metavar="SECONDS", help="Scrape this often (1 to 300). [default: 5]"
-)
+@click.option("--interval", type=Seconds(1, 300), metavar="SECONDS", help="Scrape this often (1 to 300). [default: 5]")
 @ledger_options
 def run(once: bool, interval: float | None, ledger: str | None, config_path: str | None) -> None:
     """Find engines, GPUs and disks on this host, scrape them, and keep the ledger.

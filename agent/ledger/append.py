@@ -126,8 +126,8 @@ class LedgerWriter:
     def __init__(self, connection: sqlite3.Connection, path: str, ticks_together: int = 1) -> None:
         """`ticks_together` ticks are written in one transaction, which costs as much as one tick's.
 
-        A crash loses none of their counts: the last state in the ledger is older then, and the next run's first
-        interval covers their time too.
+        A crash of kvtally loses none of their counts: the last state in the ledger is older then, and the next run's
+        first interval covers their time too. An engine that dies with it takes the held ticks along.
         """
         self._connection = connection
         self._path = path

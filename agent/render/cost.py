@@ -165,7 +165,7 @@ def _unit_costs(group: Mapping[str, Any], currency: str) -> Sheet:
     units, basis = group["cost_per_million"], group["basis"]
     loaded, active = units["fully_loaded"], units["active"]
     sheet = Sheet(f"{currency}/M, price {basis['cost']}", "fully loaded", "90 % interval", "active", "basis")
-    sheet.add("all tokens", amount(loaded["total"]), "", amount(active["total"]), "MEASURED")
+    sheet.add("all tokens", amount(loaded["total"]), "", amount(active["total"]), basis["states"])
 
     def add(key: str, name: str) -> None:
         interval = loaded["intervals"][key]
@@ -176,7 +176,7 @@ def _unit_costs(group: Mapping[str, Any], currency: str) -> Sheet:
     add("input", "input, reused or not")
     add("input_computed", "  computed")
     for tier, price in loaded["input_cached"].items():
-        known = "unknown" if price is None else basis["tokens"]
+        known = "unknown" if price is None else "defined"  # HBM: what it takes is room, which is in the batch
         sheet.add(f"  reused: {tier}", amount(price), "", amount(active["input_cached"][tier]), known)
     add("output", "output")
     return sheet
