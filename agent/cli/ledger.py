@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -57,11 +58,13 @@ def info(form: str | None, ledger: str | None, config_path: str | None) -> None:
 def upgrade(ledger: str | None, config_path: str | None) -> None:
     """Create the ledger, or bring an older one up to date."""
     from kvtally.agent.book import keep_rates  # noqa: PLC0415  # alembic is loaded when a command needs it
+    from kvtally.agent.ledger.place import connect, file_of, revision_of  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.upgrade import upgrade as bring_up_to_date  # noqa: PLC0415  # as above
 
     config, url = settings(config_path, ledger)
-    is_new = not Path(url.removeprefix("sqlite:///")).exists()
+    with closing(connect(file_of(url))) as connection:
+        is_new = revision_of(connection, file_of(url)) is None
     done = bring_up_to_date(url)
     with LedgerReader(url) as reader:
         keep_rates(reader, config)
