@@ -162,14 +162,15 @@ def _ask(listener: Listener, probe: Callable[[str], bytes | None], processes: _P
         page = probe(f"http://{host}:{listener.port}/metrics")
         if page is None or not ENGINE_PAGE.search(page):
             continue
-        version = _version(probe(f"http://{host}:{listener.port}/version"))
+        version = version_told(probe(f"http://{host}:{listener.port}/version"))
         birth = b"\n".join(BIRTH.findall(page))
         return _Answer(listener.port, host, version, birth, processes.behind(listener.inodes))
     return None
 
 
 # GET /version -> {"version":"0.25.1"}
-def _version(body: bytes | None) -> str | None:
+def version_told(body: bytes | None) -> str | None:
+    """Which version an engine's answer names; None for no answer, and for one that names none."""
     try:
         answer = msgspec.json.decode(body or b"")
     except msgspec.DecodeError:

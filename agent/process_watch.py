@@ -7,9 +7,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import msgspec
-
-from kvtally.agent.discovery import BIRTH
+from kvtally.agent.discovery import BIRTH, version_told
 from kvtally.agent.sources import probe
 
 if TYPE_CHECKING:
@@ -111,13 +109,6 @@ class ProcessWatch:
         return next(listed, f"http://{engine.target}/metrics")
 
 
-# GET /version -> {"version":"0.25.1"}
 def _version(url: str) -> str | None:
     """The version of the server of a page; None where it does not tell."""
-    body = probe(urlsplit(url)._replace(path="/version", query="", fragment="").geturl())
-    try:
-        answer = msgspec.json.decode(body or b"")
-    except msgspec.DecodeError:
-        return None
-    version = answer.get("version") if isinstance(answer, dict) else None
-    return version if isinstance(version, str) else None
+    return version_told(probe(urlsplit(url)._replace(path="/version", query="", fragment="").geturl()))
