@@ -72,6 +72,12 @@ def facts_of(
     return sorted(facts, key=lambda one: (one.period_ns, one.replica.target_id if one.replica else 0))
 
 
+def settled_hours_of(reader: LedgerReader, window: Window) -> list[int]:
+    """The settled hours that serve a window, in order."""
+    whole_from, whole_to = _whole_from(reader, window.start_ns), hour_of(window.end_ns)
+    return sorted(reader.settlements(whole_from, whole_to)) if whole_from < whole_to else []
+
+
 def _whole_from(reader: LedgerReader, start_ns: int) -> int:
     """The first hour whose settlement may serve a window from `start_ns` on.
 

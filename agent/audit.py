@@ -145,6 +145,18 @@ def revisions(about: Ledger) -> Iterator[Finding]:
         yield Finding("charge_unsettled", "error", "", hour_ns, hour_ns + HOUR_NS, message)
 
 
+def savings(about: Ledger) -> Iterator[Finding]:
+    """Every saving belongs to a settlement, and names a calibration that is there, if it names one."""
+    for hour_ns, revision, target_id, calibration_id, is_settled in ask.unfounded_savings(about.reader):
+        span = (hour_ns, hour_ns + HOUR_NS)
+        if is_settled:
+            message = f"the saving of revision {revision} names calibration {calibration_id}, which is not there"
+            yield Finding("saving_unfounded", "error", about.name(target_id), *span, message)
+        else:
+            message = f"a saving belongs to revision {revision}, which is not there"
+            yield Finding("saving_unsettled", "error", about.name(target_id), *span, message)
+
+
 CHECKS: tuple[Callable[[Ledger], Iterator[Finding]], ...] = (
     timelines,
     quantities,
@@ -152,4 +164,5 @@ CHECKS: tuple[Callable[[Ledger], Iterator[Finding]], ...] = (
     hourly_sums,
     revisions,
     settlements,
+    savings,
 )

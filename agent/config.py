@@ -104,6 +104,20 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     kv_storage_tib: Annotated[
         Annotated[float, Meta(ge=0, le=1 << 20)] | None, Meta(description="TiB of storage provisioned for KV cache.")
     ] = None
+    model_config: Annotated[
+        str,
+        Meta(
+            max_length=4096,
+            description="Its model's config.json or the folder that holds it, where the engine reads another or none"
+            " can be found; a relative path counts from the config file.",
+        ),
+    ] = ""
+    token_budget: Annotated[
+        Annotated[int, Meta(ge=1, le=1 << 24)] | None,
+        Meta(
+            description="Most tokens of one step (--max-num-batched-tokens); goes before what its command line tells."
+        ),
+    ] = None
     term: Annotated[
         Literal["", "on-demand", "spot", "reserved", "owned"],
         Meta(description='How its GPUs are paid for. "": rates.term.'),
@@ -209,8 +223,15 @@ def load(path: str | None, environ: Mapping[str, str], searched: tuple[str, ...]
     if card and "rates.card" not in tables.variables:
         card = str(folder / card)
     url = config.ledger.url if "ledger.url" in tables.variables else _absolute(config.ledger.url, folder)
+    engines = tuple(
+        engine
+        if not engine.model_config or f"engine[{place}].model_config" in tables.variables
+        else msgspec.structs.replace(engine, model_config=str(folder / engine.model_config))
+        for place, engine in enumerate(config.engines)
+    )
     return msgspec.structs.replace(
         config,
+        engines=engines,
         rates=msgspec.structs.replace(config.rates, card=card),
         ledger=msgspec.structs.replace(config.ledger, url=url),
     )

@@ -37,6 +37,8 @@ class FoundEngine(NamedTuple):
     data_parallel      ranks that this server runs here; they split `gpus` in order
     logs_scrapes       whether it writes a line for every scrape; None where its command line is not to be seen
     kv_paths           directories of its KV cache tiers, as the engine's own mount namespace names them
+    command_pid        the process whose command line tells how it is run: `pid`, or the supervisor above it where
+                       that shows a title; None where neither is to be seen
     """
 
     url: str
@@ -51,6 +53,7 @@ class FoundEngine(NamedTuple):
     kv_paths: tuple[str, ...]
     data_parallel: int | None = None
     logs_scrapes: bool | None = None
+    command_pid: int | None = None
 
 
 class Listener(NamedTuple):
@@ -202,8 +205,10 @@ def _engine(
     root = server.holder if shares_root else server.root
     arguments, environment = ((), {}) if root is None else (processes.arguments(root), processes.environment(root))
     needed = placement.sizes(arguments)
+    command_pid = root
     if shares_root and server.root is not None and placement.is_title(arguments):
-        needed = placement.sizes(processes.arguments(server.root))._replace(data=1)
+        command_pid = server.root
+        needed = placement.sizes(processes.arguments(command_pid))._replace(data=1)
     if answer.version is not None and answer.version.endswith("+cpu"):
         where = placement.Placement((), f"a CPU build of vLLM, {answer.version}")
     elif server.stranger:
@@ -225,6 +230,7 @@ def _engine(
         kv_paths=placement.kv_paths(arguments, environment),
         data_parallel=None if needed.gpus is None else needed.data,
         logs_scrapes=placement.logs_scrapes(arguments),
+        command_pid=command_pid,
     )
 
 

@@ -1,22 +1,26 @@
-"""What an engine's process tells of itself: its arguments, with no secret among them, and the shape of its model."""
+"""What an engine's process tells of itself: its arguments without secrets, its model's shape, how it is run."""
 
 from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from kvtally.agent.placement import is_title, options
+from kvtally.agent.model_shape import shape_text
+from kvtally.agent.placement import MODEL_VARIABLES, is_title, options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 REMOVED = "<removed>"
 COMMAND_LIMIT_BYTES = 256 << 10
 MODEL_LIMIT_BYTES = 1 << 20
+SHAPE_LIMIT_BYTES = 4 << 10
 
 # Of an option's name: --hf-token and --kv-config.api_key, not --max-num-batched-tokens or --tokenizer
 _SECRET_OPTION = re.compile(r"[-_.](?:(?:api)?key|passw|secret|credential|auth|token(?:[-_.]|$))", re.IGNORECASE)
@@ -29,15 +33,13 @@ _SECRET_VALUE = re.compile(
     r"|\bhf_\w{16}|\bsk-\w{8}",
     re.IGNORECASE,
 )
-_SHAPE = (
-    "num_hidden_layers",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-)
+_TEXTS = ("architecture", "weight_dtype", "kv_dtype", "quantization", "layer_types")  # of a shape; the rest are numbers
+_TEXT = re.compile(r"\w[\w.+-]{0,63}", re.ASCII)
+_REPOSITORY = re.compile(r"[\w.-]{1,96}(?:/[\w.-]{1,96})?", re.ASCII)
+_REVISION = re.compile(r"(?!.*\.\.)[\w.-]+(?:/[\w.-]+)*", re.ASCII)
+_COUNT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([kKmM]?)")
+_COUNT_LIMIT = 10**9
+_SCALES = {"": 1, "k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20}
 
 
 def arguments_of(pid: int, proc: str = "/proc") -> list[str] | None:
@@ -65,55 +67,201 @@ def without_secrets(arguments: Sequence[str]) -> list[str]:
 
 
 def model_shape(pid: int, proc: str = "/proc") -> dict[str, Any] | None:
-    """Layers, heads and types from the config.json of a model that lies in a folder; None where none can be read.
+    """Layers, heads, experts and types by the engine's arguments and its model's config.json; None where none is read.
 
-    The path is the engine's own: it is looked up in its file system and from its working folder.
+    That is looked up as the engine itself would: in the model's folder, or by its name in the cache of Hugging Face.
     """
-    arguments = _behind_program(_command(pid, proc))
+    arguments = _arguments(pid, proc)
+    config = _own_config(Path(proc, str(pid)), arguments)
+    return None if config is None else _shape(config, options(arguments))
+
+
+def facts_of_process(pid: int | None, proc: str = "/proc", *, model_config: str = "") -> dict[str, str]:
+    """`facts_of` what a process tells; `model_config`, a config.json or its folder, stands in for the one it reads."""
+    arguments = [] if pid is None else _arguments(pid, proc)
+    config = _config_in(Path(model_config)) if model_config else None
+    if config is None and pid is not None:
+        config = _own_config(Path(proc, str(pid)), arguments)
+    return facts_of(arguments, config)
+
+
+def facts_of(arguments: Sequence[str], config: Mapping[str, Any] | None) -> dict[str, str]:
+    """How an engine is run, as attributes of its target row; what is not told is left out, and so is a size of 1.
+
+    config  its model's config.json, or the "model" of a recording's meta.json
+
+    shape           of the model, as sorted JSON; kvtally.agent.model_shape reads it
+    token_budget    most tokens of a step
+    tensor_parallel, pipeline_parallel
+    eager           "1": steps with prefill run without compiled graphs
+    connector       class of the KV connector
+    """
     given = options(arguments)
-    model = given.get("--model") or (arguments[0] if arguments and not arguments[0].startswith("-") else "")
+    shape = None if config is None else _shape(config, given)
+    text = "" if shape is None else msgspec.json.encode(shape, order="sorted").decode()
+    parallel = {kind: _count(given.get(f"--{kind}-parallel-size", "")) for kind in ("tensor", "pipeline")}
+    found = {
+        "shape": text if len(text) <= SHAPE_LIMIT_BYTES else "",
+        "token_budget": _count(given.get("--max-num-batched-tokens", "")),
+        **{f"{kind}_parallel": count for kind, count in parallel.items() if count != "1"},
+        "eager": "1" if _is_eager(given) else "",
+        "connector": _connector(given),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _shape(config: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any] | None:
+    """What a model's law needs of its config and of the options; None where that is nothing, or no plain values."""
+    types = {"weight_dtype": given.get("--dtype", "auto"), "kv_dtype": given.get("--kv-cache-dtype", "auto")}
+    text = config.get("text_config")
+    stored = [part.get(key) for part in (text, config) if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
+    if types["weight_dtype"] == "auto" and next((one for one in stored if one), None) == "float32":
+        types["weight_dtype"] = "bfloat16"  # what vLLM makes of it where nobody chooses
+    if types["kv_dtype"] == "auto" and _has_narrow_kv(config.get("quantization_config")):
+        types["kv_dtype"] = "fp8"
+    try:
+        told = msgspec.json.decode(shape_text(config, **types, quantization=given.get("--quantization")))
+    except (ValueError, RecursionError):
+        return None
+    shape: dict[str, Any] = {name: value for name, value in told.items() if value != ""}
+    if not ("architecture" in shape or "num_hidden_layers" in shape):
+        return None
+    hidden, heads = shape.get("hidden_size"), shape.get("num_attention_heads")
+    if "kv_lora_rank" not in shape and isinstance(hidden, int) and isinstance(heads, int) and heads:
+        shape.setdefault("head_dim", hidden // heads)
+    return shape if all(_is_plain(name, value) for name, value in shape.items()) else None
+
+
+def _has_narrow_kv(quantization: Any) -> bool:
+    """Whether a checkpoint asks for a KV cache of 8-bit floats."""
+    if not isinstance(quantization, dict):
+        return False
+    scheme = quantization.get("kv_cache_scheme") or quantization.get("kv_cache_quant_algo")
+    if isinstance(scheme, dict):
+        return scheme.get("num_bits") == 8 and scheme.get("type") == "float"  # noqa: PLR2004  # as the type says
+    return isinstance(scheme, str) and scheme.lower() == "fp8"
+
+
+def _is_plain(name: str, value: Any) -> bool:
+    """Whether a value may stand in a ledger: numbers and short words, or lists of them."""
+    each = value if isinstance(value, list) else [value]
+    if not _TEXT.fullmatch(name):
+        return False
+    if name in _TEXTS:
+        return all(isinstance(one, str) and _TEXT.fullmatch(one) for one in each)
+    return all(isinstance(one, int) and 0 <= one < 1 << 53 for one in each)
+
+
+def _is_eager(given: Mapping[str, str]) -> bool:
+    """Whether steps that hold prefill run without compiled graphs, by any of the options that say so."""
+    if "--enforce-eager" in given and "--no-enforce-eager" not in given:
+        return True
+    told = _decoded(given.get("--compilation-config", ""))
+    compilation = told if isinstance(told, dict) else {"mode": told}  # -O 0
+    for name, value in given.items():
+        if name.startswith("--compilation-config."):
+            compilation[name.partition(".")[2]] = value
+    mode, level, graphs = (str(compilation.get(name, "")).upper() for name in ("mode", "level", "cudagraph_mode"))
+    is_compiled = mode not in {"0", "NONE"} and level != "0"
+    is_optimized = "-O0" not in given and given.get("--optimization-level") != "0"
+    return not (is_compiled and is_optimized) or graphs in {"NONE", "FULL_DECODE_ONLY"}
+
+
+def _connector(given: Mapping[str, str]) -> str:
+    """The class of the KV connector; "" for none, and where its name is no name of a class."""
+    told = _decoded(given.get("--kv-transfer-config", ""))
+    name = told.get("kv_connector") if isinstance(told, dict) else None
+    name = given.get("--kv-transfer-config.kv_connector", name)
+    if "--kv-offloading-size" in given:
+        # which connector "lmcache" stands for depends on vLLM's version
+        name = "OffloadingConnector" if given.get("--kv-offloading-backend", "native") == "native" else None
+    return name if isinstance(name, str) and name.isidentifier() and _TEXT.fullmatch(name) else ""
+
+
+def _decoded(text: str) -> Any:
+    """The JSON of an option, which a recording may hold in its shell's quotes; an empty table for what is none."""
+    text = text.strip()
+    if text[:1] == text[-1:] == "'":
+        text = text[1:-1]
+    try:
+        value = msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return {}
+    return {key: each for key, each in value.items() if each is not None} if isinstance(value, dict) else value
+
+
+def _count(text: str) -> str:
+    """A number as vLLM takes it (8192, 8k, 8K) in digits; "" for anything else."""
+    match = _COUNT.fullmatch(text)
+    count = 0 if match is None else int(float(match[1]) * _SCALES[match[2]])
+    return str(count) if 0 < count < _COUNT_LIMIT else ""
+
+
+def _own_config(process: Path, arguments: Sequence[str]) -> dict[str, Any] | None:
+    """The config of the model that the arguments name, as the process itself would find it."""
+    given = options(arguments)
+    first = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    model = given.get("--hf-config-path") or given.get("--model") or first
     if not model:
         return None
-    folder = f"root{model}" if model.startswith("/") else f"cwd/{model}"
-    place = Path(proc, str(pid), folder, "config.json")
+    return _config_in(_seen(process, model) / "config.json") or _cached_config(process, model, given.get("--revision"))
+
+
+def _seen(process: Path, path: str) -> Path:
+    """A path of the process's own, in its file system and from its working folder."""
+    return Path(process, f"root{path}" if path.startswith("/") else f"cwd/{path}")
+
+
+# ~/.cache/huggingface/hub/models--meta-llama--Llama-3.1-8B/{refs/main, snapshots/COMMIT/config.json}
+def _cached_config(process: Path, model: str, revision: str | None) -> dict[str, Any] | None:
+    """The config of a model of Hugging Face's in the cache of the process; of several snapshots the one asked for."""
+    if not (_REPOSITORY.fullmatch(model) and _REVISION.fullmatch(revision or "main")):
+        return None
+    words = (word.partition("=") for word in _words(process / "environ"))
+    told = {name: value for name, _, value in words if name in MODEL_VARIABLES}
+    home = told.get("HF_HOME") or f"{told.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    hub = told.get("HF_HUB_CACHE") or told.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
+    if hub.startswith("~/"):
+        hub = told.get("HOME", "") + hub[1:]
+    folder = _seen(process, hub) / f"models--{model.replace('/', '--')}"
+    commit = "".join(_words(folder / "refs" / (revision or "main"))).strip() or revision or ""
+    if _REVISION.fullmatch(commit):
+        return _config_in(folder / "snapshots" / commit)
+    snapshots: list[Path] = []
+    with suppress(OSError):  # the process may be gone by now
+        snapshots += islice(folder.glob("snapshots/*/config.json"), 2)
+    return _config_in(snapshots[0]) if len(snapshots) == 1 else None
+
+
+def _config_in(place: Path) -> dict[str, Any] | None:
+    """A config.json, by its own path or its folder's; None where there is none that can be read."""
     try:
+        if place.is_dir():
+            place /= "config.json"
         if not place.is_file():  # a pipe would keep us waiting
             return None
         with place.open("rb") as file:
             config = msgspec.json.decode(file.read(MODEL_LIMIT_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
-    return _shape(config, given) if isinstance(config, dict) else None
-
-
-def _shape(config: dict[str, Any], given: dict[str, str]) -> dict[str, Any]:
-    text = config.get("text_config")  # of a model that sees or hears, the part that is served by tokens
-    inner = text if isinstance(text, dict) else config
-    architectures = config.get("architectures")
-    shape = {"architecture": architectures[0] if isinstance(architectures, list) and architectures else None}
-    shape |= {name: inner.get(name) for name in _SHAPE}
-    hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
-    if shape["head_dim"] is None and isinstance(hidden, int) and isinstance(heads, int) and heads:
-        shape["head_dim"] = hidden // heads
-    stored = inner.get("dtype") or inner.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype")
-    weight = _chosen(given.get("--dtype"), stored)
-    quantization = config.get("quantization_config")
-    shape |= {
-        "weight_dtype": weight,
-        "kv_dtype": _chosen(given.get("--kv-cache-dtype"), weight),
-        "quantization": quantization.get("quant_method") if isinstance(quantization, dict) else None,
-    }
-    return {key: value for key, value in shape.items() if isinstance(value, str | int)}
-
-
-def _chosen(option: str | None, default: Any) -> Any:
-    return default if option in {None, "auto"} else option
+    return config if isinstance(config, dict) else None
 
 
 def _command(pid: int, proc: str) -> list[str]:
     """The words of a command line; none where it may not be read."""
+    return _words(Path(proc, str(pid), "cmdline"))
+
+
+def _arguments(pid: int, proc: str) -> list[str]:
+    """The engine's own arguments, secrets and all; none where the process may not be read or shows a title instead."""
+    words = _command(pid, proc)
+    return [] if is_title(words) else _behind_program(words)
+
+
+def _words(file: Path) -> list[str]:
+    """What stands in a file of the kernel's between zeros; none where it may not be read."""
     try:
-        descriptor = os.open(f"{proc}/{pid}/cmdline", os.O_RDONLY)
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
         try:
             content = os.read(descriptor, COMMAND_LIMIT_BYTES)
         finally:

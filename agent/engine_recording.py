@@ -8,6 +8,8 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from kvtally import __version__
 from kvtally.agent.engine_process import arguments_of, model_shape
 from kvtally.agent.recording_members import LINE_FILES, RecordingError
@@ -96,6 +98,8 @@ class EngineRecording:
         """Fill in what discovery and the engine's process tell."""
         gpus: list[Any] | None = self._meta.get("gpus")
         has_one_rank = found is not None and found.data_parallel == 1
+        if found is not None and pid == found.pid:
+            pid = found.command_pid
         self.learn(
             engine_version=None if found is None else found.version,
             gpus_per_replica=len(gpus) if has_one_rank and gpus is not None else None,
@@ -133,7 +137,8 @@ def meta_of(name: str, target: str, about: About, gpus: Mapping[str, GpuSample],
         "engine": "vllm",
         "engine_version": None,
         "engine_args": None,
-        "model": None,
+        "model": msgspec.json.decode(about.facts["shape"]) if "shape" in about.facts else None,
+        "token_budget": int(about.facts["token_budget"]) if "token_budget" in about.facts else None,
         "gpus": own,
         "gpus_per_replica": about.per_replica,
         "mapping": about.mapping,

@@ -28,6 +28,10 @@ class Replica(NamedTuple):
     gpus        UUIDs; () is an engine without a GPU, None where the mapping is unknown
     sku         the GPUs' product name; None where nothing tells
     labels      cluster, namespace, tenant
+    shape       of the model: a JSON table of its config's keys, which kvtally.agent.model_shape reads; "" for unknown
+    token_budget  most tokens of a step; None where nobody told
+    eager       steps with prefill run without compiled graphs
+    connector   class of the KV connector; "" for none, or none that is known
     """
 
     target_id: int
@@ -42,6 +46,12 @@ class Replica(NamedTuple):
     mapping: str = ""
     dram_gib: Fraction = Fraction(0)
     storage_tib: Fraction = Fraction(0)
+    shape: str = ""
+    token_budget: int | None = None
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    eager: bool = False
+    connector: str = ""
 
     @property
     def gpu_count(self) -> int | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Only these leave an environment; everything else in it may be a secret
 PATH_VARIABLES = ("LMCACHE_LOCAL_DISK", "LMCACHE_GDS_PATH", "LMCACHE_REMOTE_URL")
 VARIABLES = ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", *PATH_VARIABLES)
+MODEL_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME")
 SHORT_OPTIONS = {
     "-tp": "--tensor-parallel-size",
     "-pp": "--pipeline-parallel-size",
@@ -22,6 +23,9 @@ SHORT_OPTIONS = {
     "-dpl": "--data-parallel-size-local",
     "-dpn": "--data-parallel-rank",
     "-dpe": "--data-parallel-external-lb",
+    "-cc": "--compilation-config",
+    "-O": "--compilation-config",
+    "-q": "--quantization",
 }
 PATH_KEYS = frozenset(("base_path", "disk_path", "gds_path", "local_disk", "root_dir", "shared_storage_path"))
 ACCELERATOR_DRIVERS = frozenset(("nvidia", "nvidia-frontend", "kfd", "accel", "neuron", "davinci"))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from kvtally.agent.engine_process import facts_of
 from kvtally.agent.pipeline import Pipeline
 from kvtally.agent.recording import Failure, GpuLine, HostLine, Page, Recording, RecordingError
 from kvtally.agent.replica import About, Describer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kvtally.agent.finding import Finding
     from kvtally.agent.ledger.append import LedgerWriter
 
+_TOKEN_BUDGET_LIMIT = 1 << 24  # as in a config
 _SLACK_NS = 50_000_000  # a recorded tick that comes a little early still closes its interval
 
 
@@ -39,16 +41,26 @@ class Replayed(NamedTuple):
 
 
 def about_of(meta: Mapping[str, Any]) -> About:
-    """The replica mapping that a recording's meta.json tells."""
+    """The replica mapping that a recording's meta.json tells, and how its engine was run."""
     gpus = meta.get("gpus")
+    facts = _facts(meta)
     if not isinstance(gpus, list):
-        return About(mapping="the recording does not say which GPUs it had")
+        return About(mapping="the recording does not say which GPUs it had", facts=facts)
     uuids = tuple(str(gpu["uuid"]) for gpu in gpus if isinstance(gpu, dict) and gpu.get("uuid"))
     names = {str(gpu["name"]) for gpu in gpus if isinstance(gpu, dict) and gpu.get("name")}
     labels = {key: str(value) for key, value in (meta.get("labels") or {}).items()}
     per_replica = meta.get("gpus_per_replica") or None
     sku = names.pop() if len(names) == 1 else ""
-    return About(uuids, per_replica, "recorded", sku, labels=labels)
+    return About(uuids, per_replica, "recorded", sku, labels=labels, facts=facts)
+
+
+def _facts(meta: Mapping[str, Any]) -> dict[str, str]:
+    told, model, budget = meta.get("engine_args"), meta.get("model"), meta.get("token_budget")
+    arguments = [word for word in told if isinstance(word, str)] if isinstance(told, list) else []
+    facts = facts_of(arguments, model if isinstance(model, dict) else None)
+    # what the recorder's config said goes before the arguments, as it did there
+    is_told = isinstance(budget, int) and not isinstance(budget, bool) and 0 < budget <= _TOKEN_BUDGET_LIMIT
+    return {**facts, "token_budget": str(budget)} if is_told else facts
 
 
 class Replay:

@@ -15,6 +15,7 @@ class About(NamedTuple):
 
     gpus           UUIDs of all its ranks; () without a GPU, None where the mapping is unknown
     per_replica    GPUs of one rank (TP x PP); None: all of them
+    facts          attributes that tell the model and how it is run (kvtally.agent.engine_process)
     """
 
     gpus: tuple[str, ...] | None = None
@@ -26,6 +27,7 @@ class About(NamedTuple):
     labels: Mapping[str, str] = {}
     dram_gib: str = ""
     storage_tib: str = ""
+    facts: Mapping[str, str] = {}
 
 
 class Describer:
@@ -76,7 +78,7 @@ class Describer:
 
     def _added(self, about: About, rank: str, ranks: int) -> dict[str, str]:
         gpus, mapping = _share(about, rank, ranks)
-        found = {"term": about.term, "site": about.site, **about.labels}
+        found = {**about.facts, "term": about.term, "site": about.site, **about.labels}
         found |= {"dram_gib": about.dram_gib, "storage_tib": about.storage_tib, "mapping": mapping}
         if gpus is not None:
             found["gpus"] = ",".join(gpus)

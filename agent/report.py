@@ -6,23 +6,22 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvtally.agent.accounts import Payment, Window, facts_of, widened
-from kvtally.agent.finding import Finding, utc_text
+from kvtally.agent.finding import Finding
+from kvtally.agent.grouping import default_window, finding_json, in_order, key_of, union, unique, window_json
 from kvtally.agent.price import nano_to_text, rate_text
 from kvtally.agent.split import Split, lent
 from kvtally.agent.unit_cost import Tokens, tokens_of, unit_costs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from kvtally.agent.facts import Facts
     from kvtally.agent.ledger.read import LedgerReader
     from kvtally.agent.price import Rate
     from kvtally.agent.rates import RateBook
 
-DIMENSIONS = ("model", "replica", "cluster", "namespace", "tenant", "hour", "day")
 RESOURCES = ("gpu", "server", "energy", "dram", "storage", "network", "platform", "unused_commitment")
 OVERHEADS = ("idle", "asleep", "warm_up", "unallocated")
-DAY_NS = 86_400_000_000_000
 
 
 class Report(NamedTuple):
@@ -37,27 +36,11 @@ class Report(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """The JSON of CLI.md."""
         return {
-            "window": {
-                "start": None if self.window is None else utc_text(self.window.start_ns),
-                "end": None if self.window is None else utc_text(self.window.end_ns),
-                "covered_seconds": self.covered_ns / 1e9,
-            },
+            "window": window_json(self.window, self.covered_ns),
             "currency": self.currency,
             "groups": self.groups,
             "findings": [finding_json(finding) for finding in self.findings],
         }
-
-
-def finding_json(finding: Finding) -> dict[str, str]:
-    """One finding as it prints."""
-    return {
-        "kind": finding.kind,
-        "severity": finding.severity,
-        "target": finding.target,
-        "start": utc_text(finding.start_ns),
-        "end": utc_text(finding.end_ns),
-        "message": finding.message,
-    }
 
 
 def cost_report(
@@ -74,17 +57,17 @@ def cost_report(
     facts = _with_laws(facts)
     groups: dict[tuple[tuple[str, str | None], ...], list[Facts]] = {}
     for one in facts:
-        groups.setdefault(_key(one, by), []).append(one)
+        groups.setdefault(key_of(one, by), []).append(one)
     found = [finding for one in facts for finding in one.findings]
     rendered = []
-    for key, members in sorted(groups.items(), key=lambda item: [value or "\uffff" for _, value in item[0]]):
+    for key, members in in_order(groups):
         group, findings = _group(dict(key), members, caches)
         rendered.append(group)
         found += findings
-    spans = _union([(one.start_ns, one.end_ns) for one in facts if one.replica is not None])
+    spans = union([(one.start_ns, one.end_ns) for one in facts if one.replica is not None])
     real = Window(spans[0][0], spans[-1][1]) if spans else asked
     found += reader.findings(real.start_ns, real.end_ns)
-    return Report(real, sum(b - a for a, b in spans), book.currency, rendered, _unique(found))
+    return Report(real, sum(b - a for a, b in spans), book.currency, rendered, unique(found))
 
 
 def _with_laws(facts: Sequence[Facts]) -> list[Facts]:
@@ -104,54 +87,6 @@ def _with_laws(facts: Sequence[Facts]) -> list[Facts]:
         else:
             filled.append(one)
     return filled
-
-
-def default_window(extent: tuple[int, int]) -> Window:
-    """The whole ledger if it spans less than 24 h, else the last 24 h before its newest interval."""
-    start, end = extent
-    return Window(start, end) if end - start < DAY_NS else Window(end - DAY_NS, end)
-
-
-def _key(facts: Facts, by: Sequence[str]) -> tuple[tuple[str, str | None], ...]:
-    replica = facts.replica
-    values: list[tuple[str, str | None]] = []
-    for name in by:
-        if name == "hour":
-            values.append((name, utc_text(facts.period_ns - facts.period_ns % 3_600_000_000_000)))
-        elif name == "day":
-            values.append((name, utc_text(facts.period_ns - facts.period_ns % DAY_NS)))
-        elif replica is None:
-            values.append((name, None))
-        elif name == "model":
-            values.append((name, replica.model))
-        elif name == "replica":
-            values.append((name, replica.name))
-        else:
-            values.append((name, replica.labels.get(name)))
-    return tuple(values)
-
-
-def _union(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    union: list[tuple[int, int]] = []
-    for start, end in sorted(spans):
-        if union and start <= union[-1][1]:
-            union[-1] = (union[-1][0], max(union[-1][1], end))
-        elif end > start:
-            union.append((start, end))
-    return union
-
-
-def _unique(findings: Iterable[Finding]) -> list[Finding]:
-    merged: dict[tuple[str, str, str], Finding] = {}
-    for finding in findings:
-        # what holds for a whole target reads once, however many hours it was found in
-        told = "" if finding.kind in {"no_rate", "replica_mapping_unknown"} else finding.message
-        key = (finding.kind, finding.target, told)
-        before = merged.get(key, finding)
-        # the earliest has the message to keep: a price from then on closes the later gaps as well
-        first = min(before, finding, key=lambda one: one.start_ns)
-        merged[key] = first._replace(end_ns=max(before.end_ns, finding.end_ns))
-    return sorted(merged.values(), key=lambda one: (one.start_ns, one.kind, one.target))
 
 
 def _group(by: dict[str, str | None], facts: list[Facts], caches: set[str]) -> tuple[dict[str, Any], list[Finding]]:

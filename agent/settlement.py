@@ -10,12 +10,13 @@ from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.price import FOREVER_NS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from kvtally.agent.facts import Facts
     from kvtally.agent.ledger.read import LedgerReader
     from kvtally.agent.price import Rate
     from kvtally.agent.rates import RateBook
+    from kvtally.agent.valuing import Valued
 
 GRACE_NS = 15 * 60 * 1_000_000_000
 EVIDENCE_NS = 2 * 60 * 1_000_000_000  # what GPUs say about the hour's last interval comes up to a minute later
@@ -52,8 +53,50 @@ def _overtaken(reader: LedgerReader, done: Mapping[int, int]) -> set[int]:
     return overtaken
 
 
-def settle(reader: LedgerReader, hour_ns: int, book: RateBook, payment: Payment, reason: str = CLOSED) -> int:
-    """Settle one hour, or settle it again: returns the revision written. The ledger must hold the book's rates."""
+def settle_hours(
+    reader: LedgerReader,
+    hours: Sequence[int],
+    now_ns: int,
+    book: RateBook,
+    payment: Payment,
+    *,
+    reason: str = CLOSED,
+    restates: bool = False,
+) -> list[int]:
+    """Settle hours with what reuse was worth in each, by laws that are stored first: the revisions written.
+
+    An hour that was settled before keeps its law, unless this `restates` it by the newest one.
+    """
+    if not hours:
+        return []
+    from kvtally.agent.calibrating import keep  # noqa: PLC0415  # numpy is loaded only where there is work for it
+    from kvtally.agent.valuing import Laws, valued  # noqa: PLC0415  # as above
+
+    targets = reader.targets()
+    keep(reader, now_ns, targets)
+    laws = Laws(reader, targets, learns=False)
+    revisions: list[int] = []
+    for hour in hours:
+        before = {} if restates else reader.savings(hour, hour + HOUR_NS)
+        own = laws.frozen(saving.calibration_id for saving in before.values()) if before else laws
+        values = valued(reader, (hour, hour + HOUR_NS), own, targets)
+        revisions.append(settle(reader, hour, book, payment, reason=reason, values=values))
+    return revisions
+
+
+def settle(
+    reader: LedgerReader,
+    hour_ns: int,
+    book: RateBook,
+    payment: Payment,
+    *,
+    reason: str = CLOSED,
+    values: Iterable[Valued] = (),
+) -> int:
+    """Settle one hour, or settle it again: returns the revision written. The ledger must hold the book's rates.
+
+    `values` are what reuse was worth in the hour, by laws that the ledger holds.
+    """
     begun = reader.begun(hour_ns, hour_ns + HOUR_NS).get(hour_ns, 0)
     facts = facts_of(reader, Window(hour_ns, hour_ns + HOUR_NS), book, payment, use_settled=False)
     before = reader.settlements(hour_ns, hour_ns + 1)
@@ -63,8 +106,15 @@ def settle(reader: LedgerReader, hour_ns: int, book: RateBook, payment: Payment,
     charges = [charge for one in facts for charge in _charges(one, hour_ns, revision, ids)]
     body = {"facts": [_entry(one) for one in facts]}
     why = CAME_LATER if revision > 1 and reason == CLOSED else reason
-    reader.write_settlement(hour_ns, revision, reason=why, intervals=begun, facts=body, charges=charges)
+    reader.write_settlement(
+        hour_ns, revision, reason=why, intervals=begun, facts=body, charges=charges, savings=map(_saving, values)
+    )
     return revision
+
+
+def _saving(value: Valued) -> dict[str, Any]:
+    calibration_id = None if value.calibration is None else value.calibration.id
+    return {"target_id": value.target_id, "calibration_id": calibration_id, "body": value.as_json()}
 
 
 def _sku(facts: Facts) -> str:
@@ -128,6 +178,5 @@ def settle_again(reader: LedgerReader, from_ns: int, book: RateBook, payment: Pa
         return 0, 0
     hours = sorted(hour for hour in reader.settlements(0, extent[1]) if hour + HOUR_NS > from_ns)
     kept = [hour for hour in hours if whole_from is not None and hour >= whole_from]
-    for hour in kept:
-        settle(reader, hour, book, payment, "a price was added")
+    settle_hours(reader, kept, extent[1], book, payment, reason="a price was added")
     return len(kept), len(hours) - len(kept)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from kvtally.agent.config import Config, Engine, Labels, complete
 from kvtally.agent.config_file import ConfigError
+from kvtally.agent.engine_process import facts_of_process
 from kvtally.agent.replica import About
 from kvtally.collectors.base import CollectError, Collector, NoData
 from kvtally.collectors.engine_page import EnginePage
@@ -33,11 +34,13 @@ class Found(NamedTuple):
 
     gpu_indices  UUIDs of its GPUs in the order of their indices; None where they could not be read
     listed       ports of this host that config lists, under whatever address -> the name of the engine there
+    facts        what their processes and their models' files tell of engines, by the engine's name
     """
 
     engines: tuple[FoundEngine, ...]
     gpu_indices: tuple[str, ...] | None
     listed: Mapping[int, str] = {}
+    facts: Mapping[str, Mapping[str, str]] = {}
 
 
 def probe(url: str) -> bytes | None:
@@ -66,7 +69,15 @@ def look_around(config: Config, nvml: NvmlCollector | None) -> Found:
     listed = {port: engine.name for engine in config.engines if (port := _local_port(engine.url)) is not None}
     ports = {*listed, *(config.scrape.ports if config.scrape.discover else ())}
     found = find_engines(sorted(ports), probe, gpu_uuids_by_index=indices, compute_pids=pids)
-    return Found(tuple(found), indices, listed)
+    return Found(tuple(found), indices, listed, _told(config, found, listed))
+
+
+def _told(config: Config, found: Sequence[FoundEngine], listed: Mapping[int, str]) -> dict[str, dict[str, str]]:
+    """How engines are run: those that were found, and those whose process config names."""
+    pids = {listed.get(urlsplit(one.url).port or 0, one.name): one.command_pid for one in found}
+    pids |= {engine.name: engine.pid for engine in config.engines if engine.pid is not None}
+    places = {engine.name: engine.model_config for engine in config.engines}
+    return {name: facts_of_process(pid, model_config=places.get(name, "")) for name, pid in pids.items()}
 
 
 def _local_port(url: str) -> int | None:
@@ -94,6 +105,7 @@ class Sources:
         self._pids: dict[str, int | None] = {}
         self._disks: list[Collector] = [BlockDevices()] if config.host.disks else []
         self.abouts: dict[str, About] = {}
+        self._given = {engine.name: _given_facts(engine) for engine in config.engines}
         self._absent: dict[str, int] = {}
         for engine in config.engines:
             self._add(engine, None)
@@ -123,7 +135,10 @@ class Sources:
             name = found.listed.get(urlsplit(one.url).port or 0, "")
             engine = listed.get(name) or complete(Engine(url=one.url), self._config)
             seen.add(engine.name)
-            self._add(engine, one)
+            self._add(engine, one, found.facts.get(engine.name, {}))
+        for name in (found.facts.keys() & listed.keys()) - seen:  # config names its process
+            facts = self._facts(listed[name], found.facts[name])
+            self.abouts[name] = self.abouts[name]._replace(facts=facts)
         for name in [name for name in self._pages if name not in seen and name not in listed]:
             self._absent[name] = self._absent.get(name, 0) + 1
             # one that is merely too busy to answer a look has a process still
@@ -133,7 +148,7 @@ class Sources:
             self._absent.pop(name, None)
         return before != (set(self._pages), dict(self._pids))
 
-    def _add(self, engine: Engine, found: FoundEngine | None) -> None:
+    def _add(self, engine: Engine, found: FoundEngine | None, told: Mapping[str, str] = {}) -> None:
         name = engine.name
         if name not in self._pages:
             try:
@@ -145,7 +160,7 @@ class Sources:
             self._pages[name] = EnginePage(name, endpoint, restrict=self._config.scrape.restrict == "always")
         if self._config.scrape.restrict == "auto" and found is not None and found.logs_scrapes is not None:
             self._pages[name].allow_restricting(allowed=not found.logs_scrapes)
-        self.abouts[name] = about_of(engine, found)
+        self.abouts[name] = about_of(engine, found, self._facts(engine, told))
         pid = engine.pid or (found.pid if found else None)
         if pid is not None:
             self._pids[name] = pid
@@ -158,6 +173,11 @@ class Sources:
                 cgroup.source = f"cgroup:{name}"
                 own.append(cgroup)
             self._processes[name] = own
+
+    def _facts(self, engine: Engine, told: Mapping[str, str]) -> dict[str, str]:
+        """How an engine is run by what its process tells; what config gives goes before that."""
+        facts = {**self._given.get(engine.name, {}), **told}
+        return facts if engine.token_budget is None else {**facts, "token_budget": str(engine.token_budget)}
 
     def _drop(self, name: str) -> None:
         """Forget an engine that discovery found and finds no more; its counters stay in the ledger for its return."""
@@ -178,8 +198,17 @@ def _is_gone(pid: int | None) -> bool:
     return pid is not None and not os.path.exists(f"/proc/{pid}")  # noqa: PTH110  # one call
 
 
-def about_of(engine: Engine, found: FoundEngine | None) -> About:
-    """What config says of an engine, and where it is silent what discovery found."""
+def _given_facts(engine: Engine) -> dict[str, str]:
+    """What the file tells that config names; ConfigError where there is no model's config."""
+    facts = facts_of_process(None, model_config=engine.model_config) if engine.model_config else {}
+    if engine.model_config and not facts:
+        reason = f"model_config: {engine.model_config} is no config.json of a model, and no folder that holds one"
+        raise ConfigError(f"engine {engine.name}", reason, "name the file that lies beside the model's weights")
+    return facts
+
+
+def about_of(engine: Engine, found: FoundEngine | None, facts: Mapping[str, str] = {}) -> About:
+    """What config says of an engine, and where it is silent what discovery found; `facts` of how it is run."""
     labels = {name: value for name in Labels.__struct_fields__ if (value := getattr(engine.labels, name))}
     gpus, mapping, per_replica = engine.gpus, "config", engine.gpus_per_replica
     if gpus is None and found is not None:
@@ -198,6 +227,7 @@ def about_of(engine: Engine, found: FoundEngine | None) -> About:
         labels,
         "" if engine.kv_dram_gib is None else f"{engine.kv_dram_gib:.9f}",
         "" if engine.kv_storage_tib is None else f"{engine.kv_storage_tib:.9f}",
+        facts,
     )
 
 

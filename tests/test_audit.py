@@ -61,7 +61,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     with reader_of(path) as reader:
         for hour in due_hours(reader, STORY_END):
             settle(reader, hour, book_of(reader), PAYMENT)
-        settle(reader, START + HOUR, book_of(reader), PAYMENT, "once more")
+        settle(reader, START + HOUR, book_of(reader), PAYMENT, reason="once more")
     return Path(path).read_bytes()
 
 

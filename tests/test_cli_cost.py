@@ -13,7 +13,7 @@ from tests.command_line import call, copied
 from tests.ledgers import HOUR, SKU, START, Deployment, FakeEngine, new_ledger, tell_story, url_of
 
 from kvtally.agent.replica import About
-from kvtally.agent.report import DIMENSIONS
+from kvtally.agent.grouping import DIMENSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -395,9 +395,9 @@ def test_an_empty_ledger_is_an_empty_answer(kvtally: Call) -> None:
     [
         (
             "9999",
-            "the ledger has revision 9999, this kvtally knows 0001 (it was written by a newer kvtally: upgrade this",
+            "the ledger has revision 9999, this kvtally knows 0002 (it was written by a newer kvtally: upgrade this",
         ),
-        ("0000", "the ledger has revision 0000, this kvtally knows 0001 (run `kvtally ledger upgrade`)"),
+        ("0000", "the ledger has revision 0000, this kvtally knows 0002 (run `kvtally ledger upgrade`)"),
     ],
 )
 def test_a_ledger_of_another_version_is_left_alone(

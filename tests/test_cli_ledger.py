@@ -47,7 +47,7 @@ def test_info_tells_what_a_ledger_holds(kvtally: Call, demo_ledger: str) -> None
     path = Path(demo_ledger.removeprefix("sqlite:///"))
     assert found["path"] == str(path)
     assert found["bytes"] == path.stat().st_size
-    assert (found["revision"], found["currency"]) == ("0001", "USD")
+    assert (found["revision"], found["currency"]) == ("0002", "USD")
     assert (found["start"], found["end"]) == ("2026-11-23T04:46:46.962Z", "2026-11-23T04:48:20.962Z")
     assert (found["rows"]["engine_interval"], found["rows"]["charge"]) == (94, 0)
     (engine,) = (target for target in found["targets"] if target["kind"] == "engine")

@@ -47,6 +47,29 @@ def test_a_replay_says_what_it_read_and_prints_no_figure(kvtally: Call, tmp_path
     assert engine_rows(tmp_path / "on.db") == (94, *TOTALS)
 
 
+def test_a_replay_says_of_the_engine_how_it_was_run(kvtally: Call, tmp_path: Path) -> None:
+    kvtally("replay", DEMO, "--ledger", "sqlite:///on.db")
+    with closing(sqlite3.connect(tmp_path / "on.db")) as connection:
+        ((text,),) = connection.execute("SELECT attributes FROM target WHERE kind = 'engine'").fetchall()
+    told = json.loads(text)
+    assert told["eager"] == "1"
+    assert json.loads(told["shape"]) == {
+        "architecture": "LlamaForCausalLM",
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 128256,
+        "weight_dtype": "bfloat16",
+        "kv_dtype": "bfloat16",
+        "parameters": 8030261248,
+    }
+    # nobody gave it a budget, it has one GPU, and its cache is in HBM alone
+    assert told.keys().isdisjoint({"token_budget", "tensor_parallel", "pipeline_parallel", "connector"})
+
+
 def test_replaying_twice_gives_the_same_ledger_to_the_byte_of_a_dump(kvtally: Call, tmp_path: Path) -> None:
     for name in ("one.db", "two.db"):
         assert kvtally("replay", DEMO, "--ledger", f"sqlite:///{name}").status == 0

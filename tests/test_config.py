@@ -172,6 +172,21 @@ def test_relative_paths_count_from_the_file_or_for_the_environment_from_the_work
     assert ledger_url(None, config, {}) == f"sqlite:///{Path.cwd()}/books.db"
 
 
+def test_the_place_of_a_models_config_counts_from_the_file_that_names_it(tmp_path: Path) -> None:
+    text = """
+    engine = [
+        { url = "http://a", model_config = "models/a" },
+        { url = "http://b", model_config = "/models/b/config.json", token_budget = 2048 },
+        { url = "http://c", model_config = "models/c" },
+        { url = "http://d" },
+    ]
+    """
+    config = load(written(tmp_path, text), {"KVTALLY_ENGINE__2__MODEL_CONFIG": "models/other"})
+    places = [engine.model_config for engine in config.engines]
+    assert places == [f"{tmp_path}/models/a", "/models/b/config.json", "models/other", ""]
+    assert [engine.token_budget for engine in config.engines] == [None, 2048, None, None]
+
+
 def test_absolute_paths_stay_as_they_are(tmp_path: Path) -> None:
     file = written(tmp_path, '[rates]\ncard = "/etc/card.toml"\n[ledger]\nurl = "sqlite:////srv/books.db"')
     config = load(file, {})

@@ -164,6 +164,7 @@ def test_an_engine_is_described_by_its_topmost_process(machine: Machine) -> None
         "kv_paths": ("/mnt/kv",),
         "data_parallel": 1,
         "logs_scrapes": True,
+        "command_pid": 100,
     }
     assert "SECRET" not in repr(found)
 
@@ -185,6 +186,7 @@ def test_a_process_that_is_not_to_be_seen_leaves_the_engine_found(machine: Machi
     machine.engine("127.0.0.1:8000", version=b"not found")
     (found,) = machine.find()
     assert (found.pid, found.version, found.gpus, found.tensor_parallel) == (None, None, None, None)
+    assert found.command_pid is None
     assert found.gpu_evidence.startswith("mapping unknown: ")
     assert "same PID namespace" in found.gpu_evidence
     (alone,) = machine.find(gpus=(A,))
@@ -197,6 +199,7 @@ def test_two_engines_are_mapped_each_by_its_own_environment(machine: Machine) ->
         machine.engine(f"127.0.0.1:800{place}", birth=place)
         machine.process(100 + place, 1, "vllm serve m", {"CUDA_VISIBLE_DEVICES": str(1 - place)}, (77 + place,))
     assert [(found.pid, found.gpus) for found in machine.find()] == [(100, (B,)), (101, (A,))]
+    assert [found.command_pid for found in machine.find()] == [100, 101]
 
 
 def test_servers_below_one_supervisor_have_trees_of_their_own(machine: Machine) -> None:
@@ -209,6 +212,7 @@ def test_servers_below_one_supervisor_have_trees_of_their_own(machine: Machine) 
     first, second = machine.find(compute={A: [121], B: [120]})
     assert (first.pid, first.gpus, first.tensor_parallel, first.data_parallel) == (110, (B,), 1, 1)
     assert (second.pid, second.gpus) == (111, (A,))
+    assert (first.command_pid, second.command_pid) == (100, 100)  # their own command lines are titles
 
 
 def test_a_program_with_vllm_inside_is_its_own_root(machine: Machine) -> None:

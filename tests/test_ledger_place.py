@@ -171,9 +171,9 @@ def test_a_ledger_of_a_newer_kvtally_is_refused_and_stays_as_it_is(tmp_path: Pat
     path = new_ledger(tmp_path)
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA journal_mode=DELETE")
-        connection.execute("UPDATE alembic_version SET version_num = '0002'")
+        connection.execute("UPDATE alembic_version SET version_num = '0003'")
     before = Path(path).read_bytes()
-    with pytest.raises(LedgerRevision, match="the ledger has revision 0002, this kvtally knows 0001") as caught:
+    with pytest.raises(LedgerRevision, match="the ledger has revision 0003, this kvtally knows 0002") as caught:
         door(path)
     assert "upgrade this one" in caught.value.hint
     assert Path(path).read_bytes() == before

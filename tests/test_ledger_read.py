@@ -279,6 +279,42 @@ def test_targets_and_the_replicas_that_they_describe(path: str) -> None:
     assert (replica.dram_gib, replica.storage_tib) == (Fraction(3, 2), Fraction(0))
 
 
+def test_how_a_replica_is_run_comes_back_from_its_target(path: str) -> None:
+    facts = {
+        "shape": '{"architecture":"LlamaForCausalLM"}',
+        "token_budget": "2048",
+        "tensor_parallel": "4",
+        "pipeline_parallel": "2",
+        "eager": "1",
+        "connector": "LMCacheConnectorV1",
+    }
+    deployment = Deployment(path, {NAMES[0]: About(gpus=(), facts=facts)})
+    deployment.scrape(START, [FakeEngine(f"{NAMES[0]}/0")])
+    deployment.close()
+    with reader_of(path) as reader:
+        (target,) = reader.targets().values()
+    replica = replica_of(target)
+    assert (replica.shape, replica.token_budget) == ('{"architecture":"LlamaForCausalLM"}', 2048)
+    assert (replica.tensor_parallel, replica.pipeline_parallel, replica.eager) == (4, 2, True)
+    assert replica.connector == "LMCacheConnectorV1"
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"shape": "", "token_budget": "", "tensor_parallel": "", "pipeline_parallel": "", "eager": "", "connector": ""},
+        {"shape": "[1]", "token_budget": "8k", "tensor_parallel": "0", "pipeline_parallel": "-1", "eager": "yes"},
+        {"shape": '{"a":', "token_budget": "9" * 5000, "tensor_parallel": "\u0662", "pipeline_parallel": "2.0"},
+        {"shape": "[" * 100_000, "token_budget": "0"},
+    ],
+)
+def test_of_a_target_that_tells_nothing_usable_the_defaults_hold(attributes: dict[str, str]) -> None:
+    replica = replica_of(Target(1, "engine", "x/0", attributes, ()))
+    assert (replica.shape, replica.token_budget, replica.eager, replica.connector) == ("", None, False, "")
+    assert (replica.tensor_parallel, replica.pipeline_parallel) == (1, 1)
+
+
 @pytest.mark.parametrize(("gpus", "expected"), [({}, None), ({"gpus": ""}, ()), ({"gpus": "GPU-a"}, ("GPU-a",))])
 def test_no_gpu_is_something_else_than_an_unknown_one(gpus: dict[str, str], expected: tuple[str, ...] | None) -> None:
     assert replica_of(Target(1, "engine", "x/0", gpus, ())).gpus == expected

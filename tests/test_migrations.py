@@ -1,29 +1,55 @@
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from functools import partial
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine
+from sqlalchemy import URL, create_engine
 from sqlalchemy.pool import NullPool
-from tests.ledgers import killed_at, new_ledger, url_of
+from tests.command_line import DEMO
+from tests.daemon_process import DaemonProcess, config_of
+from tests.ledgers import (
+    HOUR,
+    RATES,
+    SECOND,
+    SKU,
+    START,
+    Deployment,
+    FakeEngine,
+    FakeGpu,
+    killed_at,
+    new_ledger,
+    reader_of,
+    url_of,
+)
+from tests.loopback import FakeEngine as Served
 
+from kvtally.agent.accounts import Payment
+from kvtally.agent.audit import audit
 from kvtally.agent.ledger import schema
 from kvtally.agent.ledger.append import hour_sql, insert_sql
 from kvtally.agent.ledger.columns import HEAD_REVISION, KINDS, hour_table, interval_table
 from kvtally.agent.ledger.errors import LedgerRevision
 from kvtally.agent.ledger.upgrade import upgrade
+from kvtally.agent.rates import RateBook
+from kvtally.agent.replica import About
+from kvtally.agent.settlement import settle
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from tests.command_line import Call
 
     from kvtally.collectors.base import Kind
 
-IMMUTABLE = ("rate", "charge", "settlement", "finding", "prune_log")
+IMMUTABLE = ("rate", "charge", "settlement", "finding", "prune_log", "calibration", "saving")
 INTERVALS = tuple(interval_table(kind) for kind in KINDS)
 HOURS = tuple(hour_table(kind) for kind in KINDS)
 
@@ -82,6 +108,9 @@ FILLED = {
     "finding": "INSERT INTO finding (kind, severity, target, start_ns, end_ns, message) "
     "VALUES ('a', 'info', '', 0, 1, '')",
     "prune_log": "INSERT INTO prune_log (before_ns, removed) VALUES (0, '{}')",
+    "calibration": "INSERT INTO calibration (fingerprint, made_at_ns, start_ns, end_ns, rung, body, reason) "
+    "VALUES ('a model', 1, 0, 1, 'M1', '{}', 'a test')",
+    "saving": "INSERT INTO saving VALUES (0, 1, 1, NULL, '{}')",
 } | {
     table: f"INSERT INTO {table} (start_ns, target_id, length_ns, missed, flags) VALUES (0, 1, 1, 0, 0)"
     for table in INTERVALS
@@ -98,7 +127,7 @@ def test_written_rows_cannot_be_changed(tmp_path: Path, table: str) -> None:
 
 
 @pytest.mark.parametrize("table", IMMUTABLE)
-def test_money_findings_and_notes_of_what_was_pruned_cannot_be_removed(tmp_path: Path, table: str) -> None:
+def test_money_laws_findings_and_notes_of_what_was_pruned_cannot_be_removed(tmp_path: Path, table: str) -> None:
     with closing(sqlite3.connect(new_ledger(tmp_path))) as connection:
         connection.execute(FILLED[table])
         with pytest.raises(sqlite3.IntegrityError, match=f"{table}: a written row never leaves"):
@@ -143,3 +172,147 @@ def test_an_upgrade_that_is_killed_at_any_statement_leaves_nothing_half_made(tmp
     assert died[0]
     assert sum(died) > 5
     assert not died[-1]
+
+
+ADDED = {"calibration", "saving"}  # by revision 0002
+
+
+def at_revision(path: Path, revision: str) -> str:
+    """An empty ledger as an older kvtally made it; its path."""
+    config = Config()
+    config.set_main_option("script_location", str(files("kvtally") / "migrations"))
+    config.attributes["url"] = URL.create("sqlite", database=str(path))
+    command.upgrade(config, revision)
+    return str(path)
+
+
+class Past:
+    """A deployment of one engine and its GPU, which an older kvtally watched from 04:00 on and a newer one may."""
+
+    def __init__(self) -> None:
+        self.engine, self.gpu = FakeEngine("10.0.0.1:8000/0"), FakeGpu("GPU-a")
+
+    def watch(self, path: str, seconds: range) -> None:
+        deployment = Deployment(path, {"10.0.0.1:8000": About(gpus=("GPU-a",), sku=SKU, mapping="a test")})
+        for second in seconds:
+            self.engine.serve(computed=300, hbm=500, generated=40, steps=20)
+            self.gpu.run(seconds.step, seconds.step / 2)
+            deployment.scrape(START + second * SECOND, [self.engine], [self.gpu])
+        deployment.close()
+
+
+@pytest.fixture(scope="module")
+def first_ledger(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A ledger of revision 0001 with rows in every table; those of money come from nobody's arithmetic."""
+    path = at_revision(tmp_path_factory.mktemp("old") / "ledger.db", "0001")
+    Past().watch(path, range(0, 4000, 20))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for table in ("rate", "charge", "settlement", "finding", "prune_log"):
+            connection.execute(FILLED[table])
+    return Path(path).read_bytes()
+
+
+@pytest.fixture
+def old(tmp_path: Path, first_ledger: bytes) -> str:
+    """A copy of it."""
+    path = tmp_path / "ledger.db"
+    path.write_bytes(first_ledger)
+    return str(path)
+
+
+def contents(path: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table but those that revision 0002 adds."""
+    with closing(sqlite3.connect(path)) as connection:
+        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        return {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in names - ADDED}
+
+
+def test_a_ledger_of_the_first_revision_is_upgraded_in_place_and_no_row_is_touched(tmp_path: Path, old: str) -> None:
+    before = contents(old)
+    assert before.pop("alembic_version") == [("0001",)]
+    filled = {"target", "counter_state", "engine_interval", "engine_hour", "gpu_interval", "gpu_hour", "rate", "charge"}
+    assert {name for name, rows in before.items() if rows} == filled | {"settlement", "finding", "prune_log"}
+    assert upgrade(url_of(old)) is True
+    after = contents(old)
+    assert after.pop("alembic_version") == [(HEAD_REVISION,)]
+    assert after == before
+    assert shape(old) == shape(new_ledger(tmp_path, "new.db"))
+    assert upgrade(url_of(old)) is False
+
+
+@pytest.mark.parametrize("table", sorted(ADDED))
+def test_what_an_upgrade_adds_is_as_immutable_as_in_a_new_ledger(old: str, table: str) -> None:
+    upgrade(url_of(old))
+    with closing(sqlite3.connect(old)) as connection:
+        connection.execute(FILLED[table])
+        for statement in (f"UPDATE {table} SET body = body", f"DELETE FROM {table}"):
+            with pytest.raises(sqlite3.IntegrityError, match=f"{table}: "):
+                connection.execute(statement)
+
+
+def test_an_upgrade_of_an_old_ledger_that_is_killed_at_any_statement_leaves_it_old_or_new(old: str) -> None:
+    whole, before = Path(old).read_bytes(), contents(old)
+    upgrade(url_of(old))
+    drawn = shape(old)
+    died = []
+    for statement in (*range(30), 1000):
+        for leftover in Path(old).parent.glob("ledger.db*"):
+            leftover.unlink()
+        Path(old).write_bytes(whole)
+        died.append(killed_at(statement, partial(upgrade, url_of(old))))
+        assert contents(old)["alembic_version"] == ([("0001",)] if died[-1] else [(HEAD_REVISION,)])
+        assert upgrade(url_of(old)) is died[-1]
+        assert shape(old) == drawn
+        assert contents(old) == before | {"alembic_version": [(HEAD_REVISION,)]}
+    assert sum(died) > 5
+    assert not died[-1]
+
+
+def test_a_writer_goes_on_after_an_upgrade_from_the_counters_before_it(tmp_path: Path) -> None:
+    path = at_revision(tmp_path / "ledger.db", "0001")
+    past = Past()
+    past.watch(path, range(0, 1800, 20))
+    upgrade(url_of(path))
+    past.watch(path, range(1800, 4000, 20))
+    with reader_of(path) as reader:
+        rows = list(reader.engine_rows(START, START + 2 * HOUR))
+        assert {row.value("hbm_tokens") for row in rows} == {500}
+        assert [row.start_ns for row in rows] == [START + second * SECOND for second in range(0, 3980, 20)]
+        reader.add_rates(RATES)
+        book = RateBook(RATES)
+        settle(reader, START, book, Payment())
+        assert audit(reader, book) == []
+        assert reader.calibrations() == []
+        assert reader.savings(0, 2**62) == {}
+
+
+def test_questions_to_an_old_ledger_say_what_to_do_and_the_upgrade_does_it(kvtally: Call, old: str) -> None:
+    where = ("--ledger", url_of(old))
+    before = Path(old).read_bytes()
+    status, out, err = kvtally("cost", *where)
+    assert (status, out) == (3, "")
+    assert "the ledger has revision 0001, this kvtally knows 0002 (run `kvtally ledger upgrade`)" in err
+    assert Path(old).read_bytes() == before
+    assert kvtally("ledger", "upgrade", *where) == (0, "", f"{old}: upgraded\n")
+    assert kvtally("ledger", "upgrade", *where) == (0, "", f"{old}: was up to date\n")
+    found = json.loads(kvtally("ledger", "info", *where).out)
+    assert (found["revision"], found["rows"]["engine_interval"]) == ("0002", 199)
+
+
+def test_a_replay_brings_an_old_ledger_up_to_date(kvtally: Call, tmp_path: Path) -> None:
+    path = at_revision(tmp_path / "ledger.db", "0001")
+    assert kvtally("replay", DEMO, "--ledger", url_of(path)).status == 0
+    with reader_of(path) as reader:
+        assert reader.counts()["engine_interval"] == 94
+
+
+def test_a_daemon_brings_an_old_ledger_up_to_date_and_writes_on(old: str) -> None:
+    before = contents(old)
+    with Served() as engine, DaemonProcess(Path(old).parent, config_of([engine.name]), "--once") as daemon:
+        assert daemon.process.wait(30) == 0
+        assert daemon.knows(engine.name)
+    after = contents(old)
+    assert after["alembic_version"] == [(HEAD_REVISION,)]
+    for name in ("engine_interval", "target", "charge", "settlement"):
+        assert after[name][: len(before[name])] == before[name]
+    assert len(after["engine_interval"]) > len(before["engine_interval"])

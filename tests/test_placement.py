@@ -12,6 +12,7 @@ from kvtally.agent.placement import (
     is_vllm,
     kv_paths,
     logs_scrapes,
+    options,
     place,
     sizes,
 )
@@ -75,6 +76,16 @@ def test_a_command_line_of_vllm_is_known(command: str, expected: bool) -> None:
 )
 def test_sizes_are_read_off_the_command_line(command: str, expected: Sizes) -> None:
     assert sizes(command.split()) == expected
+
+
+def test_options_are_known_under_their_short_names_and_the_last_one_wins() -> None:
+    words = ["-q", "awq", "-cc.mode=3", "-cc", "{}", "-O", "0", "--max_model_len=1", "--max-model-len", "2048"]
+    assert options(words) == {
+        "--quantization": "awq",
+        "--compilation-config.mode": "3",
+        "--compilation-config": "0",
+        "--max-model-len": "2048",
+    }
 
 
 def test_sizes_that_are_told_in_part_need_an_unknown_number_of_gpus() -> None:

@@ -19,7 +19,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from kvtally.agent.cadence import Stop
 from kvtally.agent.clock import LedgerClock
 from kvtally.agent.config import Config, Engine, Gpu, Labels, Scrape, complete
-from kvtally.agent.engine_recording import folder_names, meta_of
+from kvtally.agent.discovery import FoundEngine
+from kvtally.agent.engine_recording import EngineRecording, folder_names, meta_of
 from kvtally.agent.ledger.append import LedgerWriter
 from kvtally.agent.ledger.place import connect
 from kvtally.agent.ledger.upgrade import upgrade
@@ -27,7 +28,7 @@ from kvtally.agent.log import Log
 from kvtally.agent.recorder import Recorded, Recorder
 from kvtally.agent.recording import Event, Failure, GpuLine, HostLine, Page, RecordingError, open_recording
 from kvtally.agent.recording_writer import pack
-from kvtally.agent.replay import Replay, Replayed
+from kvtally.agent.replay import Replay, Replayed, about_of
 from kvtally.agent.replica import About
 from kvtally.collectors.base import CollectError
 from kvtally.collectors.gpu import GpuIntegrator, GpuSample
@@ -390,6 +391,28 @@ def test_gpus_that_are_unknown_are_not_written_as_none_at_all() -> None:
     assert gpus(None) is None
     assert gpus(()) == []
     assert gpus(("GPU-z", "GPU-a")) == [{"uuid": "GPU-z"}, {"index": 0, "uuid": "GPU-a", "name": "H100"}]
+
+
+def test_meta_tells_how_an_engine_is_run_and_a_replay_knows_it_again() -> None:
+    facts = {"shape": '{"architecture":"LlamaForCausalLM","num_hidden_layers":32}', "token_budget": "2048"}
+    meta = meta_of("name", "target", About(facts=facts), {}, 0)
+    assert meta["model"] == {"architecture": "LlamaForCausalLM", "num_hidden_layers": 32}
+    assert meta["token_budget"] == 2048
+    assert about_of(json.loads(json.dumps(meta))).facts == facts
+    unknown = meta_of("name", "target", About(), {}, 0)
+    assert (unknown["model"], unknown["token_budget"], about_of(unknown).facts) == (None, None, {})
+
+
+def test_of_a_server_that_shows_a_title_the_arguments_of_its_supervisor_are_written(tmp_path: Path) -> None:
+    for pid, words in ((7, "vllm serve m -tp 2"), (8, "VLLM::APIServer_DP0")):
+        (tmp_path / f"proc/{pid}").mkdir(parents=True)
+        (tmp_path / f"proc/{pid}/cmdline").write_text(words.replace(" ", "\0"), encoding="utf-8")
+    server = FoundEngine("http://a", "a", 8, None, "vllm", None, "", 2, 1, (), command_pid=7)
+    for given, arguments in ((8, ["m", "-tp", "2"]), (9, None)):  # 9: a process that config names in its place
+        engine = EngineRecording(tmp_path / str(given), meta_of("name", "a", About(), {}, 0))
+        engine.learn_process(server, given, str(tmp_path / "proc"))
+        engine.close(1)
+        assert meta_in(tmp_path / str(given))["engine_args"] == arguments
 
 
 def test_folders_are_named_after_their_targets() -> None:

@@ -55,6 +55,22 @@ def test_an_engine_carries_what_is_known_of_it_beside_what_its_page_says() -> No
     assert reading.attributes == {"model": "llama", "version": "0.25.1"}
 
 
+def test_an_engine_carries_how_it_is_run_and_every_rank_of_it_the_same() -> None:
+    facts = {"shape": '{"num_hidden_layers":32}', "token_budget": "8192", "term": "none of theirs"}
+    about = About(("GPU-a", "GPU-b"), 1, "config", facts=facts)
+    found = described(about, "host:8000/0", "host:8000/1")
+    added = {"shape": '{"num_hidden_layers":32}', "token_budget": "8192", "term": "on-demand", "mapping": "config"}
+    assert found == {"host:8000/0": {**added, "gpus": "GPU-a"}, "host:8000/1": {**added, "gpus": "GPU-b"}}
+
+
+def test_an_engine_that_comes_back_with_other_options_is_described_anew() -> None:
+    describer = Describer({"host:8000": About(gpus=(), facts={"eager": "1"})}, About())
+    reading = engine()
+    assert describer([reading])[0].attributes["eager"] == "1"
+    describer.learn({"host:8000": About(gpus=())})
+    assert "eager" not in describer([reading])[0].attributes
+
+
 def test_what_is_not_known_is_left_out() -> None:
     assert described(About(mapping="no evidence"), "host:8000/0") == {
         "host:8000/0": {"term": "on-demand", "mapping": "no evidence"}

@@ -9,10 +9,11 @@ from tests.ledgers import HOUR, SECOND, SKU, START, Deployment, FakeEngine, Fake
 
 from kvtally.agent.accounts import Payment, Window
 from kvtally.agent.finding import Finding
+from kvtally.agent.grouping import default_window, finding_json
 from kvtally.agent.rate_file import packaged_rates
 from kvtally.agent.rates import RateBook
 from kvtally.agent.replica import About
-from kvtally.agent.report import Report, cost_report, default_window, finding_json
+from kvtally.agent.report import Report, cost_report
 from kvtally.agent.settlement import settle
 from kvtally.collectors.base import Reading
 from kvtally.collectors.quantities import QUANTITIES

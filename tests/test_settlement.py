@@ -117,7 +117,7 @@ def test_settling_again_writes_a_revision_and_leaves_the_first_as_it_was(story: 
     settle_all(story)
     before = rows(story.path, "SELECT * FROM charge ORDER BY id"), rows(story.path, "SELECT * FROM settlement")
     story.add_rates([rate("gpu", "1.5", "gpu-hour", START, sku=SKU)])
-    assert settle(story, START, book_of(story), PAYMENT, "a new price") == 2
+    assert settle(story, START, book_of(story), PAYMENT, reason="a new price") == 2
     charges = rows(story.path, "SELECT * FROM charge ORDER BY id")
     settlements = rows(story.path, "SELECT * FROM settlement")
     assert charges[: len(before[0])] == before[0]

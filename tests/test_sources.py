@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
+import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,10 +30,13 @@ from kvtally.collectors.base import CollectError, NoData, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from kvtally.collectors.nvml import NvmlCollector
 
 FOUR = ("GPU-0", "GPU-1", "GPU-2", "GPU-3")
+MODEL = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 32, "torch_dtype": "bfloat16", "rope_theta": 5e5}
+SHAPE = '{"architecture":"LlamaForCausalLM","kv_dtype":"bfloat16","num_hidden_layers":32,"weight_dtype":"bfloat16"}'
 NO_HOST = Host(processes=False, disks=False, cgroup=False)
 
 
@@ -53,6 +59,17 @@ def config_of(*engines: Engine, **tables: object) -> Config:
 
 def names(sources: Sources) -> list[str]:
     return [page.name for page in sources.engines]
+
+
+@contextmanager
+def sleeping(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with these words behind its program."""
+    program = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen([*program, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # it runs, so its command line is there
+        yield process
+        process.communicate(b"\n")
 
 
 class FakeNvml:
@@ -131,6 +148,68 @@ def test_capacities_are_decimal_texts_or_empty() -> None:
     assert (about.dram_gib, about.storage_tib) == ("64.000000000", "0.500000000")
     about = about_of(Engine(url=""), None)
     assert (about.dram_gib, about.storage_tib) == ("", "")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A folder with a model's config.json."""
+    (tmp_path / "config.json").write_text(json.dumps(MODEL))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "/config.json"])
+def test_a_model_that_config_names_is_known_of_an_engine_on_another_host(model: str, name: str) -> None:
+    listed = Engine("http://192.0.2.1:8000", model_config=model + name, token_budget=2048)
+    config = config_of(listed, scrape=Scrape(discover=False))
+    sources = Sources(config, None)
+    told = {"shape": SHAPE, "token_budget": "2048"}
+    assert sources.abouts["192.0.2.1:8000"].facts == told
+    sources.take(look_around(config, None))
+    assert sources.abouts["192.0.2.1:8000"].facts == told
+
+
+def test_a_model_that_config_names_and_that_is_not_there_is_a_mistake_of_the_config(tmp_path: Path) -> None:
+    for place in ("nowhere", "", "own.json"):
+        (tmp_path / "own.json").write_text("[]")
+        config = config_of(Engine("http://a", name="a", model_config=f"{tmp_path}/{place}"))
+        with pytest.raises(ConfigError, match=r"engine a: model_config: .* is no config\.json of a model"):
+            Sources(config, None)
+
+
+# what an engine's process tells is read in a look around, options and all; what config says goes before it
+def test_a_look_tells_how_engines_are_run_and_config_goes_before_it(engine: FakeEngine, model: str) -> None:
+    words = ["--enforce-eager", "--max-num-batched-tokens", "4096", "--kv-cache-dtype", "fp8"]
+    with sleeping(*words) as process:
+        listed = Engine(f"http://{engine.name}", "mine", pid=process.pid, model_config=model)
+        config = config_of(listed, scrape=Scrape(discover=False))
+        look = look_around(config, None)
+        sources, other = Sources(config, None), Sources(config_of(replace(listed, token_budget=2048)), None)
+        assert sources.abouts["mine"].facts == {"shape": SHAPE}
+        for one in (sources, other):
+            one.take(look)
+    facts = {"shape": SHAPE.replace('"kv_dtype":"bfloat16"', '"kv_dtype":"fp8"'), "eager": "1"}
+    assert sources.abouts["mine"].facts == {**facts, "token_budget": "4096"}
+    assert other.abouts["mine"].facts == {**facts, "token_budget": "2048"}
+
+
+def test_a_process_that_config_names_is_asked_although_its_engine_does_not_answer() -> None:
+    with sleeping("-tp", "4") as process:
+        config = config_of(Engine("http://192.0.2.1:8000", "a", pid=process.pid), scrape=Scrape(discover=False))
+        sources = Sources(config, None)
+        sources.take(look_around(config, None))
+    about = sources.abouts["a"]
+    assert (about.facts, about.gpus) == ({"tensor_parallel": "4"}, None)
+
+
+def test_what_a_later_look_does_not_tell_is_not_kept_but_an_engine_that_is_not_found_stays_as_it_was() -> None:
+    sources = Sources(config_of(), None)
+    name = "127.0.0.1:8000"
+    sources.take(Found((found(),), None, {}, {name: {"eager": "1", "connector": "X"}}))
+    assert sources.abouts[name].facts == {"eager": "1", "connector": "X"}
+    sources.take(Found((), None))
+    assert sources.abouts[name].facts == {"eager": "1", "connector": "X"}
+    sources.take(Found((found(),), None, {}, {name: {"connector": "X"}}))
+    assert sources.abouts[name].facts == {"connector": "X"}
 
 
 def test_engines_that_config_lists_are_read_from_the_start() -> None:
@@ -272,10 +351,11 @@ def test_a_url_that_cannot_be_asked_is_a_mistake_of_the_config() -> None:
 
 def test_a_look_tells_which_process_serves_and_which_ports_config_lists(engine: FakeEngine) -> None:
     config = config_of(Engine(url=f"http://{engine.name}", name="mine"), scrape=Scrape(discover=False))
-    (one,), gpus, listed = look_around(config, None)
+    look = look_around(config, None)
+    (one,) = look.engines
     assert (one.name, one.pid, one.version) == (engine.name, os.getpid(), "0.32.0")
-    assert gpus is None
-    assert listed == {port_of(engine): "mine"}
+    assert look.gpu_indices is None
+    assert look.listed == {port_of(engine): "mine"}
 
 
 def test_nothing_is_looked_for_where_discovery_is_off(engine: FakeEngine) -> None:

@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": ("kvtally.agent.cli.demo:demo", "A first look: a real recording, with no engine and no GPU."),
     "run": ("kvtally.agent.cli.run:run", "The sidecar: find engines, scrape them, keep the ledger."),
     "cost": ("kvtally.agent.cli.cost:cost", "Cost per million tokens, and its parts."),
+    "model": ("kvtally.agent.cli.model:model", "Predict what a KV cache would gain and cost."),
     "doctor": ("kvtally.agent.cli.doctor:doctor", "What is found here, what is missing, and what to do."),
     "rates": ("kvtally.agent.cli.rates:rates", "List, add and import prices."),
     "ledger": ("kvtally.agent.cli.ledger:ledger", "Look after the ledger: info, upgrade, audit, settle, prune."),

@@ -63,7 +63,7 @@ def show(answer: dict[str, object], form: str) -> None:
 
 def dimensions_of(by: str) -> list[str]:
     """The dimensions named; click.UsageError for an unknown one."""
-    from kvtally.agent.report import DIMENSIONS  # noqa: PLC0415  # as above
+    from kvtally.agent.grouping import DIMENSIONS  # noqa: PLC0415  # as above
 
     names = [name.strip() for name in by.split(",") if name.strip()]
     for name in names:

@@ -80,7 +80,7 @@ def audit(form: str | None, ledger: str | None, config_path: str | None) -> None
     from kvtally.agent.audit import audit as violated  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
     from kvtally.agent.book import book_of  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
-    from kvtally.agent.report import finding_json  # noqa: PLC0415  # as above
+    from kvtally.agent.grouping import finding_json  # noqa: PLC0415  # as above
 
     config, url = settings(config_path, ledger)
     with LedgerReader(url) as reader:
@@ -113,8 +113,7 @@ def settle(
     from kvtally.agent.book import book_of, keep_rates  # noqa: PLC0415  # as above
     from kvtally.agent.finding import utc_text  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
-    from kvtally.agent.settlement import CLOSED, due_hours, prune_before  # noqa: PLC0415  # as above
-    from kvtally.agent.settlement import settle as settle_hour  # noqa: PLC0415  # as above
+    from kvtally.agent.settlement import CLOSED, due_hours, prune_before, settle_hours  # noqa: PLC0415  # as above
 
     config, url = settings(config_path, ledger)
     payment = Payment(config.rates.term, config.rates.site)
@@ -122,14 +121,14 @@ def settle(
         keep_rates(reader, config)
         book = book_of(reader, config)
         extent = reader.extent()
+        now_ns = time.time_ns()
         if again is None:
-            hours, why = due_hours(reader, time.time_ns()), CLOSED
+            hours, why = due_hours(reader, now_ns), CLOSED
         else:
             hours, why = [hour_of(instant_ns("--again", again, extent[1] if extent else 0))], reason
             if hours[0] not in reader.settled_hours():
                 raise click.UsageError(f"--again {again}: the hour from {utc_text(hours[0])} is not settled")
-        for hour in hours:
-            settle_hour(reader, hour, book, payment, why)
+        settle_hours(reader, hours, now_ns, book, payment, reason=why, restates=again is not None)
         removed = prune_before(reader, config.ledger.retention_days * _DAY_NS) if prune else {}
     if not quiet:
         click.echo(f"{len(hours)} hour{'' if len(hours) == 1 else 's'} settled", err=True)

@@ -75,7 +75,7 @@ def into_ledger(
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.upgrade import upgrade  # noqa: PLC0415  # as above
     from kvtally.agent.replay import Replay  # noqa: PLC0415  # as above
-    from kvtally.agent.settlement import due_hours, settle  # noqa: PLC0415  # as above
+    from kvtally.agent.settlement import due_hours, settle_hours  # noqa: PLC0415  # as above
 
     upgrade(url)
     path = file_of(url)
@@ -92,6 +92,6 @@ def into_ledger(
                 done = task.run()
         with LedgerReader(url) as reader:
             book = book_of(reader, config)
-            for hour in due_hours(reader, done.end_ns):
-                settle(reader, hour, book, Payment(config.rates.term, config.rates.site))
+            payment = Payment(config.rates.term, config.rates.site)
+            settle_hours(reader, due_hours(reader, done.end_ns), done.end_ns, book, payment)
     return done

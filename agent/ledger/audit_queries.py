@@ -167,6 +167,23 @@ def unsettled_charges(reader: LedgerReader) -> Iterator[tuple[int, int, int]]:
     yield from _rows(reader, query)
 
 
+def unfounded_savings(reader: LedgerReader) -> Iterator[tuple[int, int, int, int | None, bool]]:
+    """Savings without their settlement or calibration: (hour, revision, target, calibration, has a settlement)."""
+    saving, settlement, calibration = schema.saving.c, schema.settlement.c, schema.calibration.c
+    joined = (saving.period_start_ns == settlement.period_start_ns) & (saving.revision == settlement.revision)
+    has_no_law = saving.calibration_id.is_not(None) & calibration.id.is_(None)
+    is_settled = settlement.revision.is_not(None)
+    about = (saving.period_start_ns, saving.revision, saving.target_id, saving.calibration_id, is_settled)
+    query = (
+        select(*about)
+        .outerjoin_from(schema.saving, schema.settlement, joined)
+        .outerjoin(schema.calibration, saving.calibration_id == calibration.id)
+        .where(~is_settled | has_no_law)
+        .order_by(saving.period_start_ns, saving.revision, saving.target_id)
+    )
+    yield from _rows(reader, query)
+
+
 def covered(reader: LedgerReader, hour_ns: int) -> dict[int, int]:
     """Nanoseconds of an hour that raw engine intervals cover, by target."""
     c, end_ns = schema.intervals["engine"].c, hour_ns + HOUR_NS

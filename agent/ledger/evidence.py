@@ -31,33 +31,38 @@ def evidence(connection: Connection, start_ns: int, end_ns: int, targets: Mappin
     gpu = schema.intervals["gpu"].c
     counted = (gpu.gpm_ns, gpu.graphics_ns, gpu.energy_mj, gpu.power_sampled_mj)
     query = select(gpu.target_id, gpu.start_ns, gpu.length_ns, *counted)
-    near = _near(connection, "gpu", start_ns, end_ns)
+    overlapping = near(connection, "gpu", start_ns, end_ns)
     for target_id, begin_ns, length_ns, gpm_ns, graphics_ns, energy_mj, sampled_mj in connection.execute(
-        query.where(*near).order_by(gpu.start_ns)
+        query.where(*overlapping).order_by(gpu.start_ns)
     ):
         target = targets[target_id]
         uuid, until = target.name, begin_ns + length_ns
         skus[uuid] = target.attributes.get("sku", "")
         present.setdefault(uuid, []).append((begin_ns, until))
-        if gpm_ns and graphics_ns is not None:
-            # the mean covers the time up to the sample, however long before the interval that began
-            graphics.setdefault(uuid, []).append(Span(until - gpm_ns, until, graphics_ns))
+        mean = mean_until(until, gpm_ns, graphics_ns)
+        if mean is not None:
+            graphics.setdefault(uuid, []).append(mean)
         drawn = energy_mj if energy_mj is not None else sampled_mj
         if drawn is not None:
             energy.setdefault(uuid, []).append(Span(begin_ns, until, drawn))
     return Evidence(
         {uuid: Timeline(spans) for uuid, spans in graphics.items()},
-        _cpu(connection, start_ns, end_ns, targets),
+        cpu(connection, start_ns, end_ns, targets),
         {uuid: Timeline(spans) for uuid, spans in energy.items()},
         tuple(GpuPresence(uuid, skus[uuid], tuple(spans)) for uuid, spans in sorted(present.items())),
     )
 
 
-def _cpu(connection: Connection, start_ns: int, end_ns: int, targets: Mapping[int, Target]) -> dict[str, Timeline]:
+def mean_until(until_ns: int, over_ns: int | None, amount: int | None) -> Span | None:
+    """A mean over the time up to its sample, however long before the interval that began; None where unknown."""
+    return Span(until_ns - over_ns, until_ns, amount) if over_ns and amount is not None else None
+
+
+def cpu(connection: Connection, start_ns: int, end_ns: int, targets: Mapping[int, Target]) -> dict[str, Timeline]:
     """CPU time of process trees, by the name of their engine's target."""
     process = schema.intervals["process"].c
     query = select(process.target_id, process.start_ns, process.length_ns, process.cpu_ns).where(
-        *_near(connection, "process", start_ns, end_ns), process.cpu_ns.is_not(None)
+        *near(connection, "process", start_ns, end_ns), process.cpu_ns.is_not(None)
     )
     spans: dict[str, list[Span]] = {}
     for target_id, begin_ns, length_ns, cpu_ns in connection.execute(query.order_by(process.start_ns)):
@@ -65,7 +70,7 @@ def _cpu(connection: Connection, start_ns: int, end_ns: int, targets: Mapping[in
     return {name: Timeline(own) for name, own in spans.items()}
 
 
-def _near(connection: Connection, kind: Kind, start_ns: int, end_ns: int) -> tuple[ColumnElement[bool], ...]:
+def near(connection: Connection, kind: Kind, start_ns: int, end_ns: int) -> tuple[ColumnElement[bool], ...]:
     """Intervals that overlap the span, or the margin on either side of it."""
     c = schema.intervals[kind].c
     from_ns = start_ns - MARGIN_NS

@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool
 
 from kvtally.agent.facts import EngineRow, Evidence, Replica
 from kvtally.agent.finding import Finding
-from kvtally.agent.ledger import schema
+from kvtally.agent.ledger import calibrations, schema
 from kvtally.agent.ledger.columns import HEAD_REVISION, HOUR_NS, KINDS, quantity_columns
 from kvtally.agent.ledger.errors import LedgerRevision, LedgerUnreachable, explained
 from kvtally.agent.ledger.evidence import MARGIN_NS, evidence
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from kvtally.agent.calibration import Calibration
+    from kvtally.agent.ledger.calibrations import StoredCalibration, StoredSaving
     from kvtally.agent.price import Term
     from kvtally.collectors.base import Kind
 
@@ -237,10 +239,12 @@ class LedgerReader:
         intervals: int,
         facts: object,
         charges: Iterable[Mapping[str, Any]],
+        savings: Iterable[Mapping[str, Any]] = (),
     ) -> None:
-        """Write one hour's settlement with its charges, whole or not at all.
+        """Write one hour's settlement with its charges and savings, whole or not at all.
 
-        `intervals` are those that had begun in the hour when the facts were worked out.
+        `intervals` are those that had begun in the hour when the facts were worked out. A saving has a target_id, a
+        body of plain values and, where a law was used, its calibration_id.
         """
         values = {
             "period_start_ns": hour_ns,
@@ -255,6 +259,7 @@ class LedgerReader:
             self.connection.execute(insert(schema.settlement).values(**values))
             if rows:
                 self.connection.execute(insert(schema.charge), rows)
+            calibrations.add_savings(self.connection, hour_ns, revision, savings)
 
     def prune(self, before_ns: int) -> dict[str, int]:
         """Remove intervals that ended by an instant, and write down how many.
@@ -289,6 +294,26 @@ class LedgerReader:
             self.connection.rollback()
             raise
 
+    def add_calibration(self, calibration: Calibration, made_at_ns: int, reason: str) -> int:
+        """Write a calibration and give its number; one that says the same is not written again.
+
+        ValueError for one that holds a number which is none (NaN or an infinity).
+        """
+        with self._writing():
+            return calibrations.add(self.connection, calibration, made_at_ns, reason)
+
+    def calibrations(self, fingerprint: str | None = None) -> list[StoredCalibration]:
+        """Calibrations, oldest first, of one fingerprint (`Fingerprint.text()`) or of all."""
+        return calibrations.stored(self.connection, fingerprint).readable
+
+    def unreadable_calibrations(self) -> list[int]:
+        """Numbers of the calibrations that this kvtally cannot read, and so leaves out: a newer one wrote them."""
+        return calibrations.stored(self.connection).unreadable
+
+    def savings(self, start_ns: int, end_ns: int) -> dict[tuple[int, int], StoredSaving]:
+        """Savings of the hours in [start_ns, end_ns): (hour, target) -> what its newest settlement found."""
+        return calibrations.savings(self.connection, start_ns, end_ns)
+
 
 def _prepare(connection: Any, _: object) -> None:
     connection.execute("PRAGMA busy_timeout=5000")
@@ -302,6 +327,7 @@ def _rate(row: Mapping[str, Any]) -> Rate:
 
 
 LABELS = ("cluster", "namespace", "tenant")
+_COUNT_DIGITS = 9
 
 
 def replica_of(target: Target) -> Replica:
@@ -321,4 +347,25 @@ def replica_of(target: Target) -> Replica:
         about.get("mapping", ""),
         Fraction(about.get("dram_gib", "0")),
         Fraction(about.get("storage_tib", "0")),
+        _table(about.get("shape")),
+        _count(about.get("token_budget")),
+        _count(about.get("tensor_parallel")) or 1,
+        _count(about.get("pipeline_parallel")) or 1,
+        about.get("eager") == "1",
+        str(about.get("connector", "")),
     )
+
+
+def _table(text: object) -> str:
+    """A text that is a JSON table; "" for anything else."""
+    try:
+        return text if isinstance(text, str) and isinstance(json.loads(text), dict) else ""
+    except (ValueError, RecursionError):
+        return ""
+
+
+def _count(text: object) -> int | None:
+    """A number above 0; None for anything else."""
+    if isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) <= _COUNT_DIGITS:
+        return int(text) or None
+    return None

@@ -125,6 +125,33 @@ charge = Table(
     comment="what a resource cost in one hour, by replica and state; never changed",
 )
 
+calibration = Table(
+    "calibration",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("fingerprint", Text, nullable=False, comment="the kind of replica that it holds for, in one line"),
+    Column("made_at_ns", BigInteger, nullable=False),
+    Column("start_ns", BigInteger, nullable=False, comment="of its evidence"),
+    Column("end_ns", BigInteger, nullable=False),
+    Column("prior_id", _ID, ForeignKey("calibration.id"), comment="its prior; NULL: the packaged one"),
+    Column("rung", Text, nullable=False),
+    Column("body", Text, nullable=False, comment="JSON: the law with its covariance and its evidence"),
+    Column("reason", Text, nullable=False, comment="why it was made"),
+    UniqueConstraint("fingerprint", "start_ns", "end_ns", "body"),
+    comment="step laws as they were learned; never changed",
+)
+
+saving = Table(
+    "saving",
+    metadata,
+    Column("period_start_ns", BigInteger, primary_key=True),
+    Column("target_id", _ID, ForeignKey("target.id"), primary_key=True, comment="the replica"),
+    Column("revision", Integer, primary_key=True, comment="of the settlement that it was written with"),
+    Column("calibration_id", _ID, ForeignKey("calibration.id"), comment="NULL: no law was at hand"),
+    Column("body", Text, nullable=False, comment="JSON: what reuse was worth to the replica in the hour"),
+    comment="what reuse was worth in one hour, by replica; never changed",
+)
+
 finding = Table(
     "finding",
     metadata,

@@ -1,0 +1,360 @@
+"""From the worth of reuse to figures: intervals, statuses and refusals (METHOD sections 3, 4.5 and 4.9). Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from kvtally.agent.calibration import PARAMETERS
+from kvtally.agent.worth import Worth, added
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from kvtally.agent.calibration import Calibration
+
+Status = Literal["ok", "lower_bound", "not_proven", "insufficient_data", "unreconciled"]
+Loading = Literal["synchronous", "asynchronous", "unknown"]
+TIERS = ("hbm", "dram", "disk", "p2p", "external")
+
+Z90 = 1.645
+# what the law's form gets wrong beyond its parameters. ASSUMED: 7 of 8 intervals hold with it on real H100 runs
+DISCREPANCY = 0.06
+# of attention's share, where nothing was learned of attention (METHOD 4.5); it falls with what is left of the prior's
+# doubt, here its standard deviation of the log
+ATTENTION_ERROR, ATTENTION_DOUBT = 0.8, 0.35
+PREFILL_FLOOR = 0.02  # of what the prompts would take with no reuse: METHOD 4.5
+CLOCK_ERROR, CLOCK_WEIGHT_SECONDS = 0.06, 3.0
+# work that preempted requests do again is in no prompt counter: it makes the law look slower than it is
+PREEMPTION_ERROR = 0.2
+MANY_PREEMPTIONS = 0.05
+LEAST_REQUESTS = 20
+WIDEST_SHARE = 0.35  # half-width of the interval, of the estimate
+WIDEST_OF_TIME = 0.02  # and of the window's time: METHOD 0.7
+UNKNOWN_LOADING = 0.05  # of the occupied time, from which on it must be known whether loads stall the engine
+# the connector's own timers cover its copies; low and high of what they cost the engine (METHOD section 6)
+LOAD_RANGE = (0.7, 1.3)
+STORE_RANGE = (0.5, 1.2)
+
+_SYNCHRONOUS = ("LMCacheConnectorV1", "LMCacheConnector", "SharedStorageConnector", "ExampleConnector")
+_ASYNCHRONOUS = (
+    "LMCacheMPConnector",
+    "OffloadingConnector",
+    "SimpleCPUOffloadConnector",
+    "NixlConnector",
+    "P2pNcclConnector",
+    "MooncakeConnector",
+    "MooncakeStoreConnector",
+)
+
+
+class Estimate(NamedTuple):
+    """A figure with its 90 % interval."""
+
+    low: float
+    point: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """Whether the interval contains a value."""
+        return self.low <= value <= self.high
+
+
+EXACTLY_NOTHING = Estimate(0.0, 0.0, 0.0)
+
+
+class Reason(NamedTuple):
+    """Why a figure is not plain, in words, and what would change that."""
+
+    text: str
+    hint: str = ""
+    refuses: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.text}: {self.hint}" if self.hint else self.text
+
+
+class Part(NamedTuple):
+    """Worth under one calibration, added up over the hours and replicas that share it."""
+
+    calibration: Calibration
+    worth: Worth
+    loading: Loading
+
+
+class TierSeconds(NamedTuple):
+    """One tier's engine-seconds and tokens."""
+
+    tokens: float
+    avoided: Estimate
+    net: Estimate
+    status: Status
+    reasons: tuple[Reason, ...] = ()
+
+
+class Seconds(NamedTuple):
+    """Engine-seconds of a group.
+
+    parts_sd    standard deviation of `avoided` by cause
+    bound       net seconds in the time in which requests waited for capacity; None where that is not told
+    latency     seconds of loading that hold up requests but not the engine (asynchronous connectors)
+    """
+
+    status: Status
+    reasons: tuple[Reason, ...]
+    avoided: Estimate
+    stall: Estimate
+    store: Estimate
+    net: Estimate
+    tiers: dict[str, TierSeconds]
+    parts_sd: dict[str, float]
+    bound: Estimate | None
+    capacity_bound_share: float | None
+    latency: float
+
+
+def loading_of(connector: str, caches: Sequence[str] = ()) -> Loading:
+    """Whether a connector's loads stop the engine; vLLM's own offloading never does."""
+    if connector in _SYNCHRONOUS:
+        return "synchronous"
+    if connector in _ASYNCHRONOUS or (not connector and caches and all(one.endswith("/kv_offload") for one in caches)):
+        return "asynchronous"
+    return "unknown"
+
+
+def parts_of(worths: Iterable[tuple[Calibration, Loading, Worth]]) -> list[Part]:
+    """Worths added up by calibration and way of loading, in the order in which these first come."""
+    found: dict[tuple[int | None, str, Loading], Part] = {}
+    for calibration, loading, worth in worths:
+        key = (calibration.id, calibration.fingerprint.text(), loading)
+        before = found.get(key)
+        total = worth if before is None else added(before.worth, worth)
+        found[key] = Part(calibration, total, loading)
+    return list(found.values())
+
+
+def seconds_of(parts: Sequence[Part], occupied_seconds: float, reasons: Sequence[Reason] = ()) -> Seconds:
+    """The figures of a group; `reasons` are those that are known beforehand, and any that refuses decides."""
+    total = parts[0].worth
+    for part in parts[1:]:
+        total = added(total, part.worth)
+    reused = total.hbm_tokens + total.external_tokens
+    avoided, parts_sd = _estimate(parts, _all)
+    outer, _ = _estimate(parts, _outer)
+    hbm, _ = _estimate(parts, _hbm)
+    if not reused:
+        avoided = outer = hbm = EXACTLY_NOTHING
+    stall, store, latency = _costs(parts)
+    net = _less(avoided, stall, store)
+    found = [*reasons, *_window_reasons(total, parts, occupied_seconds)]
+    status = _status(net, avoided, total, occupied_seconds, found)
+    tiers = _tiers(total, hbm, outer, stall, store, status=status, occupied_seconds=occupied_seconds)
+    starved = total.starved_seconds
+    return Seconds(
+        status,
+        tuple(found),
+        avoided,
+        stall,
+        store,
+        net,
+        tiers,
+        parts_sd,
+        None if starved is None else _bound(total, avoided, stall, store),
+        None if starved is None or not total.seconds else starved / total.seconds,
+        latency,
+    )
+
+
+def _bound(total: Worth, avoided: Estimate, stall: Estimate, store: Estimate) -> Estimate:
+    """Of the net seconds, those that fell into time in which capacity was short (METHOD section 3, kappa)."""
+    shares = [
+        min(1.0, max(0.0, part / whole)) if whole > 0 else 0.0
+        for part, whole in (
+            (total.bound, total.avoided[1]),
+            (total.bound_loads, total.loads),
+            (total.bound_stores, total.stores),
+        )
+    ]
+    return _less(*(_scaled(one, share) for one, share in zip((avoided, stall, store), shares, strict=True)))
+
+
+def _scaled(estimate: Estimate, factor: float) -> Estimate:
+    return Estimate(*(factor * bound for bound in estimate))
+
+
+class _View(NamedTuple):
+    """What is estimated of a worth: its couplings, its derivatives, its derivative by the clock."""
+
+    couplings: tuple[float, ...]
+    by: tuple[float, ...]
+    clock_by: float
+
+
+def _all(worth: Worth) -> _View:
+    return _View(worth.avoided, worth.avoided_by, worth.clock_by[0])
+
+
+def _outer(worth: Worth) -> _View:
+    return _View(worth.outer, worth.outer_by, worth.clock_by[1])
+
+
+def _hbm(worth: Worth) -> _View:
+    couplings = tuple(a - o for a, o in zip(worth.avoided, worth.outer, strict=True))
+    by = tuple(a - o for a, o in zip(worth.avoided_by, worth.outer_by, strict=True))
+    return _View(couplings, by, worth.clock_by[0] - worth.clock_by[1])
+
+
+def _estimate(parts: Sequence[Part], view: Callable[[Worth], _View]) -> tuple[Estimate, dict[str, float]]:
+    """Point and interval: errors of different laws are independent, the error of the law's form is common to all."""
+    point = 0.0
+    squares = {"calibration": 0.0, "coupling": 0.0, "clock": 0.0}
+    common = {"form": 0.0, "attention": 0.0, "preemptions": 0.0, "floor": 0.0}
+    for part in parts:
+        worth, calibration = part.worth, part.calibration
+        seen = view(worth)
+        mean = sum(seen.couplings) / len(seen.couplings)
+        full = sum(worth.full) / len(worth.full)
+        point += mean
+        squares["calibration"] += _quadratic(seen.by, calibration.covariance)
+        squares["coupling"] += ((max(seen.couplings) - min(seen.couplings)) / 2) ** 2
+        known = CLOCK_WEIGHT_SECONDS / (CLOCK_WEIGHT_SECONDS + calibration.clock_weight_seconds)
+        squares["clock"] += (seen.clock_by * CLOCK_ERROR * known) ** 2
+        common["form"] += DISCREPANCY * abs(mean)
+        share = worth.attention_seconds / full if full else 0.0
+        common["attention"] += _attention_factor(calibration) * share * abs(mean)
+        often = min(1.0, worth.preemptions / worth.requests) if worth.requests else 0.0
+        common["preemptions"] += PREEMPTION_ERROR * often * abs(mean)
+        common["floor"] += PREFILL_FLOOR * abs(full) if mean else 0.0
+    sds = {name: math.sqrt(square) for name, square in squares.items()} | common
+    half = Z90 * math.hypot(*sds.values())
+    # reuse cannot take longer than no reuse: what is below nothing is error
+    return Estimate(max(point - half, min(point, 0.0)), point, point + half), sds
+
+
+def _quadratic(by: Sequence[float], covariance: Sequence[Sequence[float]]) -> float:
+    return max(
+        0.0,
+        math.fsum(
+            a * b * value for a, row in zip(by, covariance, strict=True) for b, value in zip(by, row, strict=True)
+        ),
+    )
+
+
+def _attention_factor(calibration: Calibration) -> float:
+    if calibration.rung == "M3":
+        return 0.0
+    place = PARAMETERS.index("attention_efficiency")
+    left = math.sqrt(max(calibration.covariance[place][place], 0.0)) / ATTENTION_DOUBT
+    return ATTENTION_ERROR * min(1.0, left)
+
+
+def _costs(parts: Sequence[Part]) -> tuple[Estimate, Estimate, float]:
+    """Engine-seconds of loading and of storing, and loading seconds that only requests waited for."""
+    stall, store, latency = [0.0] * 3, [0.0] * 3, 0.0
+    for part in parts:
+        loads, stores = part.worth.loads, part.worth.stores
+        if part.loading == "asynchronous":
+            # the engine goes on; no more than all of it can have been in its way
+            ranges = ((0.0, 0.0, loads), (0.0, 0.0, stores))
+            latency += loads
+        elif part.loading == "synchronous":
+            ranges = (
+                (LOAD_RANGE[0] * loads, loads, LOAD_RANGE[1] * loads),
+                (STORE_RANGE[0] * stores, stores, STORE_RANGE[1] * stores),
+            )
+        else:
+            ranges = ((0.0, loads, LOAD_RANGE[1] * loads), (0.0, stores, STORE_RANGE[1] * stores))
+        for slot in range(3):
+            stall[slot] += ranges[0][slot]
+            store[slot] += ranges[1][slot]
+    return Estimate(*stall), Estimate(*store), latency
+
+
+def _less(gain: Estimate, *costs: Estimate) -> Estimate:
+    """A gain less its costs; the errors of the three are independent."""
+    point = gain.point - sum(cost.point for cost in costs)
+    down = math.hypot(gain.point - gain.low, *(cost.high - cost.point for cost in costs))
+    up = math.hypot(gain.high - gain.point, *(cost.point - cost.low for cost in costs))
+    return Estimate(point - down, point, point + up)
+
+
+def _window_reasons(total: Worth, parts: Sequence[Part], occupied_seconds: float) -> list[Reason]:
+    found: list[Reason] = []
+    reused = total.hbm_tokens + total.external_tokens
+    if reused and total.requests < LEAST_REQUESTS:
+        text = f"the window holds {total.requests:.0f} requests, a figure takes {LEAST_REQUESTS}"
+        found.append(Reason(text, "ask for a longer window (--since)", refuses=True))
+    unknown = sum(part.worth.loads for part in parts if part.loading == "unknown")
+    if unknown > UNKNOWN_LOADING * occupied_seconds:
+        text = f"{unknown:.1f} s went into loading KV, and nothing tells whether the engine waited for it"
+        hint = 'name the connector: engine = [{ url = "…", connector = "LMCacheConnectorV1" }]'
+        found.append(Reason(text, hint, refuses=True))
+    if total.requests and total.preemptions > MANY_PREEMPTIONS * total.requests:
+        text = (
+            f"{total.preemptions:.0f} preemptions in {total.requests:.0f} requests: what they computed again is in no "
+            "prompt counter"
+        )
+        found.append(Reason(text, "give the engine more KV blocks, or fewer sequences (--max-num-seqs)"))
+    return found
+
+
+def _status(net: Estimate, avoided: Estimate, total: Worth, occupied_seconds: float, reasons: list[Reason]) -> Status:
+    if any(reason.refuses for reason in reasons):
+        return "insufficient_data"
+    half = (avoided.high - avoided.low) / 2
+    if avoided.point > 0 and half > WIDEST_SHARE * avoided.point and half > WIDEST_OF_TIME * occupied_seconds:
+        text = f"the interval is {half / avoided.point:.0%} of the estimate to either side"
+        reasons.append(Reason(text, "`kvtally calibrate --probe`, or a longer calibration, narrows it"))
+        return "not_proven"
+    touched = total.hbm_tokens or total.external_tokens or total.loads or total.stores
+    if touched and net.holds(0.0):
+        reasons.append(Reason("the interval of net engine-seconds contains zero"))
+        return "not_proven"
+    if total.requests and total.preemptions > MANY_PREEMPTIONS * total.requests:
+        return "lower_bound"
+    return "ok"
+
+
+def _tiers(
+    total: Worth,
+    hbm: Estimate,
+    outer: Estimate,
+    stall: Estimate,
+    store: Estimate,
+    *,
+    status: Status,
+    occupied_seconds: float,
+) -> dict[str, TierSeconds]:
+    """Serving-tier attribution: each tier gets what it served, the outer ones net of what loading and storing cost."""
+    tiers = {"hbm": _tier(total.hbm_tokens, hbm, hbm, status, occupied_seconds)}
+    tokens = {name: getattr(total, f"{name}_tokens") for name in ("dram", "disk", "p2p")}
+    tokens["external"] = max(0.0, total.external_tokens - sum(tokens.values()))
+    named = {"dram": total.dram, "disk": total.disk, "p2p": total.p2p}
+    points = named | {"external": outer.point - sum(named.values())}
+    works = total.external_tokens or total.loads or total.stores
+    if tokens["external"] < 0.5:  # noqa: PLR2004  # a token
+        # all of it is told apart: the parts keep their proportions and sum to the whole
+        scale = outer.point / sum(named.values()) if sum(named.values()) else 0.0
+        points = {name: value * scale for name, value in named.items()} | {"external": 0.0}
+    for name in ("dram", "disk", "p2p", "external"):
+        share = tokens[name] / total.external_tokens if total.external_tokens else float(name == "external")
+        if not works or not share:
+            continue
+        ratio = points[name] / outer.point if outer.point else 0.0
+        gain = _scaled(outer, ratio) if total.external_tokens else EXACTLY_NOTHING
+        costs = [_scaled(cost, share) for cost in (stall, store)]
+        tiers[name] = _tier(tokens[name], gain, _less(gain, *costs), status, occupied_seconds)
+    return tiers
+
+
+def _tier(tokens: float, avoided: Estimate, net: Estimate, status: Status, occupied_seconds: float) -> TierSeconds:
+    """A tier's figures with its own status; what refuses the group refuses its tiers."""
+    if status in {"insufficient_data", "unreconciled"}:
+        return TierSeconds(tokens, avoided, net, status)
+    half = (avoided.high - avoided.low) / 2
+    if avoided.point > 0 and half > WIDEST_SHARE * avoided.point and half > WIDEST_OF_TIME * occupied_seconds:
+        text = f"the interval is {half / avoided.point:.0%} of the estimate to either side"
+        return TierSeconds(tokens, avoided, net, "not_proven", (Reason(text),))
+    if net != EXACTLY_NOTHING and net.holds(0.0):
+        return TierSeconds(tokens, avoided, net, "not_proven", (Reason("its net interval contains zero"),))
+    return TierSeconds(tokens, avoided, net, "lower_bound" if status == "lower_bound" else "ok")

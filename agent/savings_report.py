@@ -1,0 +1,297 @@
+"""The savings report: what reuse was worth, grouped as asked, as the JSON of CLI.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kvtally.agent.accounts import Payment, Window, facts_of, settled_hours_of, widened
+from kvtally.agent.finding import Finding, utc_text
+from kvtally.agent.grouping import default_window, finding_json, in_order, key_of, union, unique, window_json
+from kvtally.agent.ledger.columns import HOUR_NS
+from kvtally.agent.price import nano_to_text
+from kvtally.agent.savings import Reason, Seconds, parts_of, seconds_of
+from kvtally.agent.savings_money import Money, holding_of, mean_rate, money_of, rate_of
+from kvtally.agent.valuing import Laws, Valued, values_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kvtally.agent.calibration import Calibration
+    from kvtally.agent.facts import Facts
+    from kvtally.agent.grouping import Key
+    from kvtally.agent.ledger.read import LedgerReader
+    from kvtally.agent.rates import RateBook
+    from kvtally.agent.savings import Estimate
+    from kvtally.agent.savings_money import NanoEstimate
+
+VERSION = "1"
+# of the reused tokens: what may lie in hours without a figure before the group has none
+UNKNOWN_SHARE = 0.05
+# worst first: of several calibrations the report names the one with the least behind it
+RUNGS = ("M0", "M1", "M2", "M3", "M4", "M5")
+
+
+class Group(NamedTuple):
+    """One group: its facts, what they were worth, and the figures."""
+
+    by: dict[str, str | None]
+    facts: tuple[Facts, ...]
+    values: tuple[Valued, ...]
+    seconds: Seconds | None
+    money: Money | None
+    reasons: tuple[Reason, ...]
+
+    @property
+    def status(self) -> str:
+        """The status as it prints."""
+        return "insufficient_data" if self.seconds is None else self.seconds.status
+
+
+class SavingsReport(NamedTuple):
+    """The answer as values."""
+
+    window: Window | None
+    covered_ns: int
+    currency: str
+    groups: tuple[Group, ...]
+    findings: tuple[Finding, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON of CLI.md."""
+        laws = {
+            _identity(value.calibration): value.calibration
+            for group in self.groups
+            for value in group.values
+            if value.calibration is not None
+        }
+        rungs = [law.rung for law in laws.values()]
+        return {
+            "window": window_json(self.window, self.covered_ns),
+            "currency": self.currency,
+            "method": {
+                "version": VERSION,
+                "rung": min(rungs, key=RUNGS.index, default=None),
+                "calibrations": [calibration_json(law) for law in laws.values()],
+            },
+            "groups": [group_json(group) for group in self.groups],
+            "findings": [finding_json(finding) for finding in self.findings],
+        }
+
+
+def savings_report(
+    reader: LedgerReader,
+    window: Window | None,
+    by: Sequence[str],
+    book: RateBook,
+    payment: Payment,
+    *,
+    laws: Laws | None = None,
+) -> SavingsReport:
+    """Savings of a window by the dimensions of `by`; with no window, the default one of CLI.md.
+
+    `laws`: calibrations to use in place of those that the ledger's settled hours name.
+    """
+    extent = reader.extent()
+    if extent is None:
+        return SavingsReport(None, 0, book.currency, (), ())
+    targets = reader.targets()
+    asked = widened(window or default_window(extent), reader.raw_from(), extent[1])
+    facts = [one for one in facts_of(reader, asked, book, payment) if one.replica is not None]
+    settled = settled_hours_of(reader, asked) if laws is None else []
+    values = values_of(reader, (asked.start_ns, asked.end_ns), targets, laws or Laws(reader, targets), settled)
+    worths = {(value.hour_ns, value.target_id): value for value in values}
+    groups: dict[Key, list[Facts]] = {}
+    for one in facts:
+        groups.setdefault(key_of(one, by), []).append(one)
+    done = tuple(_group(dict(key), members, worths) for key, members in in_order(groups))
+    spans = union([(one.start_ns, one.end_ns) for one in facts])
+    real = Window(spans[0][0], spans[-1][1]) if spans else asked
+    found = [finding for one in facts for finding in one.findings]
+    found += reader.findings(real.start_ns, real.end_ns)
+    return SavingsReport(real, sum(b - a for a, b in spans), book.currency, done, tuple(unique(found)))
+
+
+def _group(by: dict[str, str | None], facts: list[Facts], worths: dict[tuple[int, int], Valued]) -> Group:
+    pairs = [(one, worths.get(_place(one))) for one in facts]
+    values = tuple(value for _, value in pairs if value is not None)
+    known = [value for value in values if value.worth is not None and value.calibration is not None]
+    reasons = [*_lacking(pairs), *_told_once(value.reasons for value in values)]
+    occupied = sum(one.state_ns.get("occupied", 0) for one in facts) / 1e9
+    broken = any(value.is_broken for value in values)
+    if not known:
+        if not reasons:
+            reasons = [Reason("no engine interval in the window", "ask for a longer one (--since)", refuses=True)]
+        return Group(by, tuple(facts), values, None, None, tuple(reasons))
+    parts = parts_of(
+        (value.calibration, value.loading, value.worth)
+        for value in known
+        if value.calibration is not None and value.worth is not None
+    )
+    seconds = seconds_of(parts, occupied, reasons)
+    if broken:
+        text = "the engine's own counters do not add up: computed and reused tokens are not its prompt tokens"
+        told = (Reason(text, "`kvtally ledger audit` names the intervals", refuses=True), *seconds.reasons)
+        seconds = seconds._replace(status="unreconciled", reasons=told)
+    money, unpriced = _money(pairs, seconds)
+    return Group(by, tuple(facts), values, seconds, money, (*seconds.reasons, *unpriced))
+
+
+def _place(facts: Facts) -> tuple[int, int]:
+    assert facts.replica is not None  # noqa: S101  # GPUs that nobody holds were left out
+    return facts.period_ns - facts.period_ns % HOUR_NS, facts.replica.target_id
+
+
+def _lacking(pairs: Sequence[tuple[Facts, Valued | None]]) -> list[Reason]:
+    """Whether too much of the reuse lies where there is no figure."""
+    reused = lacking = 0
+    for one, value in pairs:
+        tokens = sum(one.work.get(name) or 0 for name in ("hbm_tokens", "external_tokens"))
+        reused += tokens
+        lacking += tokens if value is None or value.worth is None else 0
+    if not lacking:
+        return []
+    text = f"{lacking / reused:.0%} of the reused tokens lie in hours without a figure"
+    return [Reason(text, "", refuses=lacking > UNKNOWN_SHARE * reused)]
+
+
+def _told_once(reasons: Any) -> list[Reason]:
+    found: dict[Reason, None] = {}
+    for own in reasons:
+        for reason in own:
+            # a replica that has no law refuses the group only by the tokens that it leaves out
+            found.setdefault(reason._replace(refuses=False))
+    return list(found)
+
+
+def _money(pairs: Sequence[tuple[Facts, Valued | None]], seconds: Seconds) -> tuple[Money | None, tuple[Reason, ...]]:
+    """The group's money; None, and why, where a price is missing."""
+    if seconds.status in {"insufficient_data", "unreconciled"}:
+        return None, ()
+    rates = []
+    for one, value in pairs:
+        rate = rate_of(one)
+        if rate is None:
+            why = next((finding.message for finding in one.findings), "a price is missing")
+            return None, (Reason(f"seconds are shown, money is not: {why}"),)
+        rates.append((rate, 0.0 if value is None or value.worth is None else value.worth.avoided[1]))
+    return money_of(seconds, mean_rate(rates), holding_of(one for one, _ in pairs)), ()
+
+
+def group_json(group: Group) -> dict[str, Any]:
+    """One group as it prints."""
+    seconds, money = group.seconds, group.money
+    refused = seconds is None or seconds.status in {"insufficient_data", "unreconciled"}
+    shown = None if refused else seconds
+    return {
+        "by": group.by,
+        "status": group.status,
+        "reasons": [str(reason) for reason in group.reasons],
+        "reused_tokens": _tokens(group),
+        "avoided_engine_seconds": None if shown is None else estimate_json(shown.avoided),
+        "reuse_engine_seconds": {
+            "stall": None if shown is None else estimate_json(shown.stall),
+            "store": None if shown is None else estimate_json(shown.store),
+        },
+        "net_engine_seconds": None if shown is None else estimate_json(shown.net),
+        "tiers": {} if seconds is None else {name: _tier_json(group, name) for name in seconds.tiers},
+        "gross": _nano_json(money.gross if money else None),
+        "reuse_cost": {
+            "stall": None if money is None else nano_to_text(money.stall),
+            "store": None if money is None else nano_to_text(money.store),
+        },
+        "holding": None if money is None else nano_to_text(money.holding),
+        "net": _nano_json(money.net if money else None),
+        "realised": _nano_json(money.realised if money else None),
+        "capacity_bound_share": None if seconds is None else _share(seconds.capacity_bound_share),
+        "latency_seconds": None if shown is None else round(shown.latency, 3),
+        "engine_second": None if money is None else nano_to_text(round(money.rate_nano)),
+        "calibrations": sorted({_number(value.calibration) for value in group.values if value.calibration is not None}),
+        "basis": {
+            "tokens": "MEASURED",
+            "engine_seconds": None if shown is None else "MODELLED",
+            "money": None if money is None else _money_basis(group),
+        },
+    }
+
+
+def _tokens(group: Group) -> dict[str, int | None]:
+    """Reused tokens by tier, as counted; None where the engine does not tell."""
+    counted = {name: [one.work.get(f"{name}_tokens") for one in group.facts] for name in ("hbm", "external")}
+    totals = {
+        name: None if any(value is None for value in values) else sum(value or 0 for value in values)
+        for name, values in counted.items()
+    }
+    apart = {
+        name: sum(round(getattr(value.worth, f"{name}_tokens")) for value in group.values if value.worth is not None)
+        for name in ("dram", "disk", "p2p")
+    }
+    outer = totals["external"]
+    split: dict[str, int | None] = dict(apart) if any(apart.values()) or outer == 0 else dict.fromkeys(apart)
+    rest = None if outer is None else max(0, outer - sum(apart.values()))
+    return {"hbm": totals["hbm"], **split, "external": rest}
+
+
+def _tier_json(group: Group, name: str) -> dict[str, Any]:
+    assert group.seconds is not None  # noqa: S101  # asked only for groups that have tiers
+    tier = group.seconds.tiers[name]
+    refused = group.seconds.status in {"insufficient_data", "unreconciled"}
+    money = None if group.money is None else group.money.tiers[name]
+    return {
+        "status": group.seconds.status if refused else tier.status,
+        "reasons": [str(reason) for reason in tier.reasons],
+        "tokens": round(tier.tokens),
+        "avoided_engine_seconds": None if refused else estimate_json(tier.avoided),
+        "net_engine_seconds": None if refused else estimate_json(tier.net),
+        "gross": _nano_json(money.gross if money else None),
+        "holding": None if money is None else nano_to_text(money.holding),
+        "net": _nano_json(money.net if money else None),
+    }
+
+
+def estimate_json(estimate: Estimate) -> dict[str, float]:
+    """Seconds with their interval as they print."""
+    return {name: round(bound, 6) for name, bound in estimate._asdict().items()}
+
+
+def _nano_json(amount: NanoEstimate | None) -> dict[str, str] | None:
+    return None if amount is None else {name: nano_to_text(value) for name, value in amount._asdict().items()}
+
+
+def _share(share: float | None) -> float | None:
+    return None if share is None else round(share, 6)
+
+
+def _money_basis(group: Group) -> str:
+    """ASSUMED if any price behind it is, else MODELLED: savings are never measured."""
+    lines = [line for one in group.facts for line in one.lines or () if line.rate.price_nano]
+    return "ASSUMED" if not lines or any(line.rate.basis == "ASSUMED" for line in lines) else "MODELLED"
+
+
+def _identity(law: Calibration) -> tuple[int | None, str]:
+    return law.id, law.fingerprint.text()
+
+
+def _number(law: Calibration) -> str:
+    return "not stored" if law.id is None else str(law.id)
+
+
+def calibration_json(law: Calibration) -> dict[str, Any]:
+    """What a figure names of the law behind it."""
+    evidence = law.evidence
+    return {
+        "id": law.id,
+        "fingerprint": law.fingerprint.text(),
+        "rung": law.rung,
+        "prior": law.prior,
+        "evidence": {
+            "start": utc_text(evidence.start_ns),
+            "end": utc_text(evidence.end_ns),
+            "source": evidence.source,
+            "windows": evidence.windows,
+            "alone": evidence.singles,
+            "probes": evidence.probes,
+            "requests": evidence.requests,
+            "steps": evidence.steps,
+            "occupied_seconds": evidence.occupied_seconds,
+        },
+    }

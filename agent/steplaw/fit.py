@@ -1,0 +1,325 @@
+"""The law's parameters from evidence: the most probable ones given the prior, and how sure they are (METHOD 4.3).
+
+Two kinds of evidence beat one: seconds of GPU work over windows, and requests that ran alone, whose summed prefill
+seconds are wall seconds. Windows are not independent of each other (clock, temperature, load): whatever their number,
+each kind counts as twenty facts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from kvtally.agent.calibration import PARAMETERS
+from kvtally.agent.steplaw.chunks import budget_of, chunked, clock_of
+from kvtally.agent.steplaw.law import GAP, REQUEST, Prior, Steps, prefill_seconds, working_seconds
+from kvtally.agent.steplaw.population import agreement, pieces_of, populations
+from kvtally.agent.steplaw.windows import Windows, chosen, cut, describe, joined, least_seconds, singles
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from kvtally.agent.steplaw.machine import Machine
+    from kvtally.agent.steplaw.series import Series
+    from kvtally.agent.steplaw.windows import Described
+
+    Array = NDArray[np.float64]
+    Flags = NDArray[np.bool_]
+    Index = NDArray[np.intp]
+
+FACTS = 20.0  # that all windows of a kind together may count for
+MOST_WINDOWS = 240  # of each kind that are looked at: more would say the same
+LEAST_WORK = 0.05  # seconds, for a window to tell of work
+RELATIVE_ERROR = 0.04  # of measured work, and a floor in seconds
+SINGLE_ERROR = 0.03
+SINGLE_FLOOR_SECONDS = 0.004
+WALL_FLOOR_SECONDS = 0.1
+SATURATED = 0.6  # share of the time with work, for wall seconds to be the law's
+SOFT = 1.5  # standard deviations from which on a residual counts less
+EDGE_COST = 0.6  # METHOD 4.2: efficiency at which a prefill cut by a window's edge is valued
+COPY_MEDIAN, COPY_SD = 0.5, 0.3  # share of load and store seconds that shows as work
+CPU_COPY_SD = 0.5
+THREADS_SD = 1.5  # of the log: CPU seconds per second of an engine's step
+ITERATIONS = 40
+STEP = 1e-4
+
+
+class Probe(NamedTuple):
+    """A cold or nearly cold request that ran alone: its tokens and the seconds of its prefill."""
+
+    prompt_tokens: float
+    reused_tokens: float
+    seconds: float
+    relative_error: float
+
+
+class Rows(NamedTuple):
+    """Chunks of all windows' prefills, with what surrounds them."""
+
+    window: Index
+    tokens: Array
+    products: Array
+    context: Array
+    weight: Array
+    clock: Array
+
+
+class Evidence(NamedTuple):
+    """Windows of one or several replicas with their prefills.
+
+    single, saturated   which windows' wall seconds the law must meet as well
+    decode_steps        steps without prefill
+    error               seconds, of the measured work
+    ambiguity           seconds that the unknown joint distribution of prompt and computed tokens may make
+    """
+
+    rows: Rows
+    told: Described
+    single: Flags
+    saturated: Flags
+    decode_steps: Array
+    error: Array
+    ambiguity: Array
+    is_cpu: bool
+
+
+class Fit(NamedTuple):
+    """Logs of the parameters, the covariance, and how well it describes the evidence."""
+
+    logs: Array
+    covariance: Array
+    windows: int
+    singles: int
+    saturated: int
+    worked_ratio: float | None
+    single_error: float | None
+    at_bound: tuple[str, ...]
+
+
+def evidence_of(machine: Machine, series: Series, start: int, end: int, clock: float) -> Evidence | None:
+    """What the scrapes from `start` to `end` say; None if nothing."""
+    spans = cut(series, start, end, least_seconds(machine, series))
+    alone = singles(series, start, end)
+    alone = chosen(alone, describe(machine, series, alone, clock).is_alone)
+    told = describe(machine, series, spans, clock)
+    worked = _sound(series, spans) & told.is_worked_known & (told.worked >= LEAST_WORK)
+    spans = _thinned(chosen(spans, worked))
+    windows = joined(spans, _thinned(alone))
+    if not len(windows.start):
+        return None
+    told = describe(machine, series, windows, clock)
+    rows, nonfinal, ambiguity = _rows(machine, series, windows, told, clock)
+    decode_steps = np.maximum(told.steps - told.finals - told.occupancy * nonfinal, 0.0)
+    edge = 0.5 * told.computed_mean * machine.linear_flop / (EDGE_COST * machine.flops)
+    error = np.sqrt((RELATIVE_ERROR * told.worked) ** 2 + RELATIVE_ERROR**2 + windows.cut * edge**2)
+    saturated = ~windows.single & told.is_saturated & (told.worked > SATURATED * told.seconds)
+    if machine.is_cpu:
+        saturated = ~windows.single & told.is_saturated
+    return Evidence(rows, told, windows.single, saturated, decode_steps, error, ambiguity, machine.is_cpu)
+
+
+def _sound(series: Series, windows: Windows) -> Flags:
+    total = np.concatenate([[0], np.cumsum(series.sound)])
+    result: Flags = total[windows.end + 1] - total[windows.start + 1] == windows.end - windows.start
+    return result
+
+
+def _thinned(windows: Windows) -> Windows:
+    """At most MOST_WINDOWS of them, evenly over time."""
+    count = len(windows.start)
+    if count <= MOST_WINDOWS:
+        return windows
+    return chosen(windows, np.unique(np.linspace(0, count - 1, MOST_WINDOWS).astype(np.intp)))
+
+
+def _rows(
+    machine: Machine, series: Series, windows: Windows, told: Described, clock: float
+) -> tuple[Rows, Array, Array]:
+    """The prefills' chunks, chunks that end no prefill per window, and the ambiguity in seconds."""
+    count = len(windows.start)
+    first, last, window_of = pieces_of(windows.start, windows.end, agreement(series))
+    together, mixed, apart = populations(series, first, last, ("together", "mixed", "apart"))
+    window = window_of[mixed.piece]
+    decodes = told.occupancy * told.decodes
+    budget = budget_of(machine, told.occupancy, told.decodes)[window]
+    parts = chunked(mixed.prompt, mixed.reused, budget, told.packing[window])
+    of = window[parts.request]
+    weight = mixed.weight[parts.request] / parts.sharing
+    rows = Rows(
+        of,
+        parts.tokens * parts.sharing + decodes[of],
+        parts.products * parts.sharing,
+        told.occupancy[of] * told.context[of],
+        weight,
+        clock_of(machine, parts.tokens, told.clock[of], clock),
+    )
+    chunks = np.bincount(of, mixed.weight[parts.request], count)
+    nonfinal = np.maximum(chunks - np.bincount(window, mixed.weight, count), 0.0)
+    spread = [np.bincount(window, one.weight * (one.prompt**2 - one.reused**2) / 2, count) for one in (together, apart)]
+    efficiency = 0.5
+    ambiguity = np.abs(spread[0] - spread[1]) / 2 * machine.attention_flop / (efficiency * machine.attention_flops)
+    return rows, nonfinal, ambiguity
+
+
+class _Problem:
+    """Residuals in standard deviations, as a function of the logs of the parameters and two nuisances."""
+
+    def __init__(self, machine: Machine, parts: Sequence[Evidence], prior: Prior, probes: Sequence[Probe]) -> None:
+        self.machine = machine
+        self.parts = parts
+        self.logs = np.log(prior.medians)
+        self.precision = np.linalg.cholesky(np.linalg.inv(prior.covariance)).T
+        self.is_cpu = machine.is_cpu
+        self.probes = np.array(probes, dtype=np.float64).reshape(-1, 4)
+        singles = sum(int(part.single.sum()) for part in parts)
+        others = sum(len(part.single) for part in parts) - singles
+        self.single_weight = math.sqrt(min(1.0, FACTS / max(singles, 1)))
+        self.other_weight = math.sqrt(min(1.0, FACTS / max(others, 1)))
+        self.probe_weight = math.sqrt(min(1.0, FACTS / max(len(self.probes), 1)))
+        self.priors = len(PARAMETERS) + 2
+
+    def start(self) -> Array:
+        """The prior's medians, the share of copies that shows as work, and the log of CPU seconds per second."""
+        return np.concatenate([self.logs, [COPY_MEDIAN, 0.0]])
+
+    def predicted(self, part: Evidence, x: Array) -> tuple[Array, Array]:
+        """Seconds of work and of wall time in each window."""
+        theta = np.exp(x[: len(PARAMETERS)])
+        machine, rows, told = self.machine, part.rows, part.told
+        count = len(told.first)
+        prefill = working_seconds(machine, theta, Steps(rows.tokens, rows.products, rows.context, rows.clock))
+        decode = working_seconds(machine, theta, Steps(told.decodes, 0.0, told.context, told.clock))
+        copies = told.loads + told.stores
+        work = np.bincount(rows.window, prefill * rows.weight, count) + part.decode_steps * decode
+        wall = np.bincount(rows.window, prefill_seconds(prefill, theta) * rows.weight, count)
+        alone = wall + theta[REQUEST] * told.first
+        full = wall + part.decode_steps * (decode + theta[GAP])
+        work = (work + x[-2] * copies) * math.exp(x[-1])
+        return work, np.where(part.single, alone, full) + copies
+
+    def residuals(self, x: Array) -> Array:
+        """Everything that pulls at the parameters; the last `priors` are the prior's."""
+        found = []
+        for part in self.parts:
+            work, wall = self.predicted(part, x)
+            told, single = part.told, part.single
+            sd = np.hypot(part.error, part.ambiguity)
+            measured = told.is_worked_known & ~single
+            found.append((self.other_weight * (work - told.worked) / sd)[measured])
+            observed = np.where(single, told.prefill, told.seconds)
+            floor = (SINGLE_FLOOR_SECONDS + SINGLE_ERROR * told.occupancy) * told.first
+            alone = np.sqrt((SINGLE_ERROR * observed) ** 2 + floor**2 + part.ambiguity**2)
+            full = np.sqrt(sd**2 + WALL_FLOOR_SECONDS**2)
+            weight = np.where(single, self.single_weight, self.other_weight)
+            found.append((weight * (wall - observed) / np.where(single, alone, full))[single | part.saturated])
+        found.append(self._probe_residuals(x))
+        found.append(self.precision @ (x[: len(PARAMETERS)] - self.logs))
+        copy_sd = CPU_COPY_SD if self.is_cpu else COPY_SD
+        found.append(np.array([(x[-2] - COPY_MEDIAN) / copy_sd, x[-1] / (THREADS_SD if self.is_cpu else 1e-3)]))
+        return np.concatenate(found)
+
+    def _probe_residuals(self, x: Array) -> Array:
+        if not len(self.probes):
+            return np.zeros(0)
+        prompt, reused, seconds, error = self.probes.T
+        predicted = alone_seconds(self.machine, np.exp(x[: len(PARAMETERS)]), prompt, reused)
+        result: Array = self.probe_weight * np.log(predicted / seconds) / error
+        return result
+
+
+def alone_seconds(machine: Machine, theta: Array, prompt: Array, reused: Array, clock: float = 1.0) -> Array:
+    """Wall seconds of prefills on an engine that does nothing else: what a client sees as time to first token."""
+    count = len(prompt)
+    budget = np.full(count, float(machine.token_budget))
+    parts = chunked(prompt, reused, budget, np.ones(count))
+    working = working_seconds(machine, theta, Steps(parts.tokens, parts.products, 0.0, clock))
+    result: Array = np.bincount(parts.request, prefill_seconds(working, theta), count) + theta[REQUEST]
+    return result
+
+
+def fit(machine: Machine, parts: Sequence[Evidence], prior: Prior, probes: Sequence[Probe] = ()) -> Fit:
+    """The most probable parameters: Levenberg-Marquardt on their logs, far residuals held down (soft L1)."""
+    problem = _Problem(machine, parts, prior, probes)
+    x, damping = problem.start(), 1e-2
+    residuals = problem.residuals(x)
+    for _ in range(ITERATIONS):
+        weight = _weights(residuals, problem.priors)
+        jacobian = _jacobian(problem, x, residuals) * weight[:, None]
+        weighted = residuals * weight
+        hessian, gradient = jacobian.T @ jacobian, jacobian.T @ weighted
+        step: NDArray[np.floating] = np.zeros_like(x)
+        for _ in range(8):
+            step = -1.0 * np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), gradient)
+            tried = x + np.clip(step, -0.5, 0.5)
+            following = problem.residuals(tried)
+            if ((following * weight) ** 2).sum() < (weighted**2).sum():
+                x, residuals, damping = tried, following, damping / 4
+                break
+            damping *= 4
+        else:
+            break
+        if np.abs(step).max() < STEP:
+            break
+    weight = _weights(residuals, problem.priors)
+    jacobian = _jacobian(problem, x, residuals) * weight[:, None]
+    covariance = np.linalg.inv(jacobian.T @ jacobian).astype(np.float64)
+    return _told(problem, x, covariance[: len(PARAMETERS), : len(PARAMETERS)])
+
+
+def _weights(residuals: Array, priors: int) -> Array:
+    weight = np.ones(len(residuals))
+    weight[:-priors] = (1 + (residuals[:-priors] / SOFT) ** 2) ** -0.25
+    return weight
+
+
+def _jacobian(problem: _Problem, x: Array, residuals: Array) -> Array:
+    columns = []
+    for place in range(len(x)):
+        moved = x.copy()
+        moved[place] += STEP
+        columns.append((problem.residuals(moved) - residuals) / STEP)
+    return np.stack(columns, axis=1)
+
+
+def _told(problem: _Problem, x: Array, covariance: Array) -> Fit:
+    work = measured = 0.0
+    errors: list[Array] = []
+    singles = saturated = windows = 0
+    for part in problem.parts:
+        predicted, wall = problem.predicted(part, x)
+        known = part.told.is_worked_known & ~part.single
+        work += float(predicted[known].sum())
+        measured += float(part.told.worked[known].sum())
+        errors.append((wall / np.maximum(part.told.prefill, 1e-9) - 1)[part.single])
+        singles += int(part.single.sum())
+        saturated += int(part.saturated.sum())
+        windows += len(part.single)
+    error = np.concatenate(errors) if errors else np.zeros(0)
+    return Fit(
+        x[: len(PARAMETERS)],
+        covariance,
+        windows,
+        singles,
+        saturated,
+        work / measured if measured else None,
+        float(np.sqrt(np.mean(error**2))) if len(error) else None,
+        _at_bound(x),
+    )
+
+
+# beyond these a parameter is no longer believable, and whatever it explains is something else (METHOD 4.2)
+_BOUNDS = {
+    "compute_efficiency": (0.10, 1.05),
+    "attention_efficiency": (0.05, 1.10),
+    "weight_bandwidth_efficiency": (0.20, 1.05),
+    "kv_bandwidth_efficiency": (0.10, 1.30),
+}
+
+
+def _at_bound(x: Array) -> tuple[str, ...]:
+    theta = dict(zip(PARAMETERS, np.exp(x[: len(PARAMETERS)]).tolist(), strict=True))
+    return tuple(name for name, (low, high) in _BOUNDS.items() if not low <= theta[name] <= high)

@@ -1,0 +1,256 @@
+"""A replica's counters as arrays over time: cumulative at the scrapes, gauges at each, evidence joined to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from kvtally.agent.interval import BORN, BUSY_AT_START, GAUGES_UNKNOWN, RESET
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from kvtally.agent.observed import CacheSpan, Observed, ObservedRow
+    from kvtally.agent.timeline import Timeline
+
+    Array = NDArray[np.float64]
+    Flags = NDArray[np.bool_]
+    Index = NDArray[np.intp]
+
+# what the law cannot do without; a replica that lacks one of them has no figure
+NEEDED = (
+    "first_tokens",
+    "finished_requests",
+    "steps",
+    "generated_tokens",
+    "prompt_tokens",
+    "computed_tokens",
+    "hbm_tokens",
+    "external_tokens",
+    "prefill_ns",
+    "decode_ns",
+    "queue_ns",
+)
+OPTIONAL = ("preemptions", "first_token_ns")
+HISTOGRAMS = ("step_tokens", "request_prompt_tokens", "request_computed_tokens")
+FINISHED_PROMPT = "finished_prompt_tokens"
+MFU = ("estimated_gflop", "estimated_read_bytes")
+# external tokens by the tier that they came from, counted when a request is admitted (vLLM >= 0.32)
+ADMITTED = ("admitted_host_tokens", "admitted_disk_tokens", "admitted_p2p_tokens", "admitted_unspecified_tokens")
+QUIET = 0.5  # requests running and waiting: fewer than one
+AT_REST = 0.6  # share of the next sample in which the GPUs work; the gauges are stale during a chunk without output
+
+
+class Histogram(NamedTuple):
+    """Counts up to each scrape, one column per bucket, each on its own; the last edge is infinite."""
+
+    edges: Array
+    counts: Array
+
+
+class Logged(NamedTuple):
+    """Requests of a log in the order of their first token: when that came, and their tokens."""
+
+    first_token: Array
+    prompt: Array
+    reused: Array
+
+
+class Series(NamedTuple):
+    """One replica's counters at k scrapes, from the first on; seconds since `epoch_ns`.
+
+    at          k instants
+    totals      cumulative quantities, k values each, tokens, counts and seconds
+    sound       k flags: the interval that ends here is whole (no restart, no gap, every counter known)
+    worked      cumulative seconds of work, `worked_known` where the interval's own is measured
+    tensor      cumulative tensor-pipe seconds, and the same times the clock in MHz
+    loads, stores   cumulative seconds of the outer tiers, spread over the work since their last report
+    resting     k shares of work right after the scrape
+    logged      requests of a log, where there is one: exact pairs instead of histograms
+    """
+
+    epoch_ns: int
+    at: Array
+    totals: Mapping[str, Array]
+    histograms: Mapping[str, Histogram]
+    sound: Flags
+    running: Array
+    waiting: Array
+    starved: Array
+    worked: Array
+    worked_known: Flags
+    tensor: Array
+    tensor_mhz: Array
+    loads: Array
+    stores: Array
+    resting: Array
+    missing: tuple[str, ...]
+    is_starving_told: bool
+    logged: Logged | None = None
+
+    def over(self, name: str, start: Index, end: Index) -> Array:
+        """A quantity's increase between scrapes."""
+        total = self.totals[name]
+        result: Array = total[end] - total[start]
+        return result
+
+    def seconds(self, start: Index, end: Index) -> Array:
+        """Time between scrapes."""
+        result: Array = self.at[end] - self.at[start]
+        return result
+
+    @property
+    def quiet(self) -> Flags:
+        """Scrapes at which nothing runs, so that all counters agree."""
+        result: Flags = (self.running + self.waiting < QUIET) & (self.resting < AT_REST)
+        return result
+
+
+def series_of(observed: Observed, epoch_ns: int | None = None) -> Series:
+    """The arrays of an observed replica; it must have a row."""
+    rows = observed.rows
+    start = rows[0].row.start_ns
+    epoch = start if epoch_ns is None else epoch_ns
+    # a point at each row's end, one before the first, and one more at the start of a row behind a gap
+    ends, owners, whole = [start], [-1], [True]
+    for number, one in enumerate(rows):
+        if one.row.start_ns > ends[-1]:
+            ends.append(one.row.start_ns)
+            owners.append(-1)
+            whole.append(False)
+        ends.append(one.row.end_ns)
+        owners.append(number)
+        whole.append(not one.row.flags & (RESET | BORN | GAUGES_UNKNOWN))
+    points = np.array(owners)
+    at = (np.array(ends, dtype=np.int64) - epoch) / 1e9
+    totals, missing, known = _totals(rows, points)
+    histograms = {name: found for name in HISTOGRAMS if (found := _histogram(name, rows, points)) is not None}
+    worked, worked_known = _evidence(observed.worked, rows, points)
+    tensor, _ = _evidence(observed.tensor, rows, points)
+    clocked, _ = _evidence(observed.clocked, rows, points)
+    loads = _cache_seconds(observed.caches, np.array(ends), totals["external_tokens"], lambda one: one.load_ns)
+    stores = _cache_seconds(observed.caches, np.array(ends), totals["computed_tokens"], lambda one: one.store_ns)
+    sound = np.array(whole) & known
+    return Series(
+        epoch,
+        at,
+        totals,
+        histograms,
+        sound,
+        _gauge(rows, points, "running_requests"),
+        _gauge(rows, points, "waiting_requests"),
+        _gauge(rows, points, "waiting_for_capacity"),
+        worked,
+        worked_known,
+        tensor,
+        clocked,
+        loads,
+        stores,
+        _resting(observed.worked, ends),
+        missing,
+        any(one.row.value("waiting_for_capacity") is not None for one in rows),
+    )
+
+
+def _totals(rows: Sequence[ObservedRow], points: Index) -> tuple[dict[str, Array], tuple[str, ...], Flags]:
+    """Cumulative quantities, the needed ones that no row tells, and where every needed one is known."""
+    totals: dict[str, Array] = {}
+    missing: list[str] = []
+    known = np.ones(len(points), dtype=bool)
+    for name in (*NEEDED, *OPTIONAL):
+        values = [one.row.value(name) for one in rows]
+        scale = 1e9 if name.endswith("_ns") else 1.0
+        totals[name.removesuffix("_ns")] = _cumulative([(value or 0) / scale for value in values], points)
+        if name in NEEDED:
+            told = np.array([value is not None for value in values])
+            if not told.any():
+                missing.append(name)
+            known &= np.where(points >= 0, told[points], True)
+    for name in (FINISHED_PROMPT, *MFU, *ADMITTED):
+        if any(one.details is not None and name in one.details for one in rows):
+            totals[name] = _cumulative([(one.details or {}).get(name, 0) for one in rows], points)
+    if FINISHED_PROMPT not in totals:
+        missing.append(FINISHED_PROMPT)
+        totals[FINISHED_PROMPT] = np.zeros(len(points))
+    return totals, tuple(missing), known
+
+
+def _cumulative(values: Sequence[float], points: Index) -> Array:
+    """Values of rows as a running sum at the points."""
+    steps = np.where(points >= 0, np.array(values, dtype=np.float64)[points], 0.0)
+    result: Array = np.cumsum(steps)
+    return result
+
+
+def _histogram(name: str, rows: Sequence[ObservedRow], points: Index) -> Histogram | None:
+    prefix = f"{name}_le_"
+    names = {key for one in rows if one.details for key in one.details if key.startswith(prefix)}
+    if not names:
+        return None
+    edges = sorted((float(key.removeprefix(prefix)), key) for key in names)
+    counts = [_cumulative([(one.details or {}).get(key, 0) for one in rows], points) for _, key in edges]
+    return Histogram(np.array([edge for edge, _ in edges]), np.stack(counts, axis=1))
+
+
+def _gauge(rows: Sequence[ObservedRow], points: Index, name: str) -> Array:
+    """A gauge at the points; before a row that begins busy, one request is taken to run."""
+    values = []
+    for at, number in enumerate(points):
+        if number >= 0:
+            values.append(float(rows[number].row.value(name) or 0))
+        else:
+            following = rows[points[at + 1]].row if at + 1 < len(points) else rows[0].row
+            values.append(float(name == "running_requests" and bool(following.flags & BUSY_AT_START)))
+    return np.array(values)
+
+
+def _evidence(timeline: Timeline | None, rows: Sequence[ObservedRow], points: Index) -> tuple[Array, Flags]:
+    """Cumulative amounts at the points (1e9 parts as one), and where each interval's is known."""
+    if timeline is None:
+        return np.zeros(len(points)), np.zeros(len(points), dtype=bool)
+    amounts = [timeline.over(one.row.start_ns, one.row.end_ns) for one in rows]
+    known = np.array([amount is not None for amount in amounts])
+    return _cumulative([(amount or 0.0) / 1e9 for amount in amounts], points), np.where(
+        points >= 0, known[points], True
+    )
+
+
+def _resting(timeline: Timeline | None, ends: Sequence[int]) -> Array:
+    """Share of work in the quarter of a second after each scrape, as finely as the samples tell."""
+    if timeline is None:
+        return np.zeros(len(ends))
+    after = 250_000_000
+    return np.array([(timeline.over(end, end + after) or 0.0) / after for end in ends])
+
+
+def _cache_seconds(
+    caches: Mapping[str, Sequence[CacheSpan]],
+    ends: NDArray[np.int64],
+    work: Array,
+    seconds_ns: Callable[[CacheSpan], int | None],
+) -> Array:
+    """Cumulative seconds of the outer tiers at the points.
+
+    LMCache reports in bursts (every 10 s): a burst is spread over the work since the one before. Several workers of
+    one engine load side by side: the slowest one's seconds are the engine's.
+    """
+    total = np.zeros(len(ends))
+    for spans in caches.values():
+        raw = np.zeros(len(ends))
+        for span in spans:
+            amount = seconds_ns(span) or 0
+            place = int(np.searchsorted(ends, span.end_ns - 1_000_000, "left"))
+            if amount and place < len(raw):
+                raw[place] += amount / 1e9
+        reported = np.cumsum(raw)
+        before = 0
+        for place in [*np.flatnonzero(raw), len(raw) - 1]:
+            done = work[before : place + 1] - work[before]
+            share = done / done[-1] if done[-1] > 0 else np.linspace(0, 1, place - before + 1)
+            reported[before : place + 1] = reported[before] + (reported[place] - reported[before]) * share
+            before = int(place)
+        total = np.maximum(total, reported)
+    return total

@@ -1,0 +1,210 @@
+"""What reuse was worth to every replica, hour by hour: as it was settled, or worked out from raw intervals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from kvtally.agent.calibrating import DAY_NS, Extra, Learned, kin_of, learn
+from kvtally.agent.interval import IDENTITY_BROKEN
+from kvtally.agent.ledger.columns import HOUR_NS
+from kvtally.agent.savings import Loading, Reason, loading_of
+from kvtally.agent.steplaw.worth import worth
+from kvtally.agent.worth import Worth, worth_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from kvtally.agent.calibrating import Kin, Subject
+    from kvtally.agent.calibration import Calibration
+    from kvtally.agent.ledger.calibrations import StoredCalibration
+    from kvtally.agent.ledger.read import LedgerReader, Target
+    from kvtally.agent.steplaw.machine import Machine
+    from kvtally.agent.steplaw.series import Series
+
+# on either side of a span: histograms tick when a request finishes, long after its first token
+MARGIN_NS = 600_000_000_000
+NOT_CALIBRATED = Reason("no calibration was there when the hour was settled", "`kvtally calibrate` makes one", True)
+
+
+class Valued(NamedTuple):
+    """One replica in one hour, or in the part of it that was asked for.
+
+    worth, calibration   None where there is no figure; `reasons` say why
+    is_broken            an identity of the engine's own counters failed
+    """
+
+    hour_ns: int
+    target_id: int
+    worth: Worth | None
+    calibration: Calibration | None
+    loading: Loading
+    reasons: tuple[Reason, ...] = ()
+    is_broken: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """What a settlement keeps of it; the calibration by its number."""
+        return {
+            "worth": None if self.worth is None else self.worth.as_json(),
+            "loading": self.loading,
+            "reasons": [list(reason) for reason in self.reasons],
+            "is_broken": self.is_broken,
+        }
+
+
+class Laws:
+    """The laws that hold in a ledger: those that are stored, and those learned for one answer."""
+
+    def __init__(
+        self,
+        reader: LedgerReader,
+        targets: Mapping[int, Target],
+        *,
+        only: int | None = None,
+        extra: Mapping[str, Extra] | None = None,
+        learns: bool = True,
+    ) -> None:
+        """`only`: the number of the calibration to use wherever its fingerprint fits.
+
+        Without `learns` a fingerprint that has no stored law has none.
+        """
+        self._reader = reader
+        self._targets = targets
+        self.stored: list[StoredCalibration] = [one for one in reader.calibrations() if only is None or one.id == only]
+        self.extra = extra or {}
+        self._learns = learns
+        self._learned: list[Learned] | None = None
+
+    def frozen(self, numbers: Iterable[int | None]) -> Laws:
+        """The same, but with the laws of these numbers for their fingerprints: those that a period was settled with."""
+        kept = Laws.__new__(Laws)
+        kept.__dict__.update(self.__dict__)
+        own = {one.calibration.fingerprint: one for one in self.stored if one.id in set(numbers)}
+        kept.stored = [one for one in self.stored if own.get(one.calibration.fingerprint, one) is one]
+        return kept
+
+    def numbered(self, number: int | None) -> Calibration | None:
+        """A stored calibration by its number."""
+        return next((one.calibration for one in self.stored if one.id == number), None)
+
+    def of(self, kin: Kin, span_ns: tuple[int, int]) -> tuple[Calibration | None, tuple[Reason, ...]]:
+        """The newest stored law of a fingerprint, else one learned from the day around the span."""
+        newest = [one for one in self.stored if one.calibration.fingerprint == kin.fingerprint]
+        if kin.machine is None:
+            return None, kin.reasons
+        if newest:
+            return max(newest, key=lambda one: one.id).calibration, ()
+        if not self._learns:
+            return None, (NOT_CALIBRATED,)
+        if self._learned is None:
+            self._learned = learn(self._reader, self._evidence_span(span_ns), self._targets, (), self.extra)
+        for one in self._learned:
+            if one.fingerprint == kin.fingerprint:
+                return one.calibration, one.reasons
+        return None, ()
+
+    def _evidence_span(self, span_ns: tuple[int, int]) -> tuple[int, int]:
+        """A day at most, the span in its middle as far as the ledger reaches."""
+        oldest, newest = self._reader.extent() or span_ns
+        until = min(newest, max(span_ns[1], span_ns[0] + DAY_NS // 2))
+        return max(oldest, min(span_ns[0], until - DAY_NS), until - DAY_NS), until + 1
+
+
+def valued(reader: LedgerReader, window_ns: tuple[int, int], laws: Laws, targets: Mapping[int, Target]) -> list[Valued]:
+    """The worth of every replica in the window from raw intervals: those that start in it, by the hour."""
+    start_ns, end_ns = window_ns
+    found: list[Valued] = []
+    for kin in kin_of(reader, (start_ns - MARGIN_NS, end_ns + MARGIN_NS), targets):
+        law: Calibration | None = None
+        reasons: tuple[Reason, ...] = ()
+        is_asked = False
+        for subject in kin.subjects:
+            spans = _hours(subject.series, start_ns, end_ns)
+            if spans and not is_asked:
+                law, reasons = laws.of(kin, window_ns)
+                is_asked = True
+            extra = laws.extra.get(subject.name)
+            series = subject.series if extra is None else subject.series._replace(logged=extra.logged)
+            for hour_ns, first, last in spans:
+                found.append(_valued(kin.machine, subject, series, (law, reasons), (hour_ns, first, last)))
+    return found
+
+
+def _valued(
+    machine: Machine | None,
+    subject: Subject,
+    series: Series,
+    answer: tuple[Calibration | None, tuple[Reason, ...]],
+    span: tuple[int, int, int],
+) -> Valued:
+    law, reasons = answer
+    hour_ns, first, last = span
+    rows = [one.row for one in subject.observed.rows]
+    start_ns = round(series.at[first] * 1e9) + series.epoch_ns
+    end_ns = round(series.at[last] * 1e9) + series.epoch_ns
+    is_broken = any(row.flags & IDENTITY_BROKEN for row in rows if start_ns <= row.start_ns < end_ns)
+    loading = loading_of(subject.replica.connector, tuple(subject.observed.caches))
+    known = worth(machine, series, first, last, law) if machine is not None and law is not None else None
+    return Valued(hour_ns, rows[0].target_id, known, law, loading, reasons, is_broken)
+
+
+def _hours(series: Series, start_ns: int, end_ns: int) -> list[tuple[int, int, int]]:
+    """(hour, first scrape, last scrape) of the intervals that start in the window."""
+    starts = series.epoch_ns + np.round(series.at * 1e9).astype(np.int64)
+    spans: list[tuple[int, int, int]] = []
+    for hour_ns in range(start_ns - start_ns % HOUR_NS, end_ns, HOUR_NS):
+        low, high = max(hour_ns, start_ns), min(hour_ns + HOUR_NS, end_ns)
+        first = int(np.searchsorted(starts, low, "left"))
+        last = min(int(np.searchsorted(starts, high, "left")), len(starts) - 1)
+        if first < last:
+            spans.append((hour_ns, first, last))
+    return spans
+
+
+def settled_value(hour_ns: int, target_id: int, body: Mapping[str, Any], calibration: Calibration | None) -> Valued:
+    """What a settlement kept of an hour; KeyError if it is not one of ours."""
+    told = body["worth"]
+    return Valued(
+        hour_ns,
+        target_id,
+        None if told is None or calibration is None else worth_of(told),
+        calibration,
+        body["loading"],
+        tuple(Reason(*reason) for reason in body["reasons"]),
+        body["is_broken"],
+    )
+
+
+def values_of(
+    reader: LedgerReader,
+    window_ns: tuple[int, int],
+    targets: Mapping[int, Target],
+    laws: Laws,
+    settled_hours: Sequence[int] = (),
+) -> list[Valued]:
+    """The worth of every replica over the window: `settled_hours` as they were settled, the rest worked out."""
+    found = _settled(reader, laws, settled_hours)
+    # an hour that was settled without a law is worked out, as long as its raw intervals are there
+    known = {one.hour_ns for one in found if one.worth is not None}
+    whole_from = reader.whole_hours_from()
+    hours = sorted(hour for hour in settled_hours if hour in known or whole_from is None or hour < whole_from)
+    found = [one for one in found if one.hour_ns in set(hours)]
+    at = window_ns[0]
+    for hour_ns in [*hours, window_ns[1]]:
+        if at < hour_ns:
+            found += valued(reader, (at, hour_ns), laws, targets)
+        at = hour_ns + HOUR_NS
+    return found
+
+
+def _settled(reader: LedgerReader, laws: Laws, hours: Sequence[int]) -> list[Valued]:
+    """What the settlements of these hours kept."""
+    if not hours:
+        return []
+    wanted = set(hours)
+    return [
+        settled_value(hour_ns, target_id, saving.body, laws.numbered(saving.calibration_id))
+        for (hour_ns, target_id), saving in reader.savings(min(hours), max(hours) + HOUR_NS).items()
+        if hour_ns in wanted
+    ]
