@@ -47,6 +47,14 @@ matrix:
 bench *words:
     {{ bin }}/python -m tests.bench.run {{ words }}
 
+# savings on simulated deployments with known truth: bias, error, coverage
+savings *words:
+    {{ bin }}/python -m tests.bench.simulated_savings {{ words }}
+
+# savings on recordings of one trace under several arms, beside the truth: just recorded FOLDER
+recorded folder:
+    {{ bin }}/python -m tests.bench.recorded_savings {{ folder }}
+
 # run against a real vLLM
 real *words:
     {{ bin }}/pytest tests/bench -m slow -k real_engine {{ words }}

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from kvtally.agent.commitments import with_unused
 from kvtally.agent.costing import law_of, replica_facts
 from kvtally.agent.facts import WORK, EngineRow, Evidence, Facts, Line
 from kvtally.agent.finding import Finding
+from kvtally.agent.ledger import settled
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.read import LedgerReader, Target, replica_of
+from kvtally.agent.price import DAY_NS
 from kvtally.agent.split import Split
 from kvtally.agent.unheld import joined, unheld_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from kvtally.agent.price import Rate, Term
+    from kvtally.agent.price import Term
     from kvtally.agent.rates import RateBook
 
 
@@ -59,23 +61,70 @@ def widened(window: Window, raw_from_ns: int | None, last_ns: int) -> Window:
     return Window(start, end)
 
 
+class Part(NamedTuple):
+    """A part of a window: `hours`, settled, by their revision; or, with none, a span of raw intervals."""
+
+    window: Window
+    hours: dict[int, int]
+
+
 def facts_of(
     reader: LedgerReader, window: Window, book: RateBook, payment: Payment, *, use_settled: bool = True
 ) -> list[Facts]:
     """Facts of every replica, and of GPUs that none holds, hour by hour over the window."""
     targets = reader.targets()
-    whole_from, whole_to = _whole_from(reader, window.start_ns), hour_of(window.end_ns)
-    settled = reader.settlements(whole_from, whole_to) if use_settled and whole_from < whole_to else {}
-    facts = _settled_facts(reader, settled, targets)
-    for start_ns, end_ns in _gaps(window, sorted(settled)):
-        facts += _raw_facts(reader, Window(start_ns, end_ns), book, payment, targets)
+    parts = parts_of(reader, window) if use_settled else [Part(window, {})]
+    return [one for part in parts for one in facts_in(reader, part, book, payment, targets)]
+
+
+def parts_of(reader: LedgerReader, window: Window) -> list[Part]:
+    """The parts of a window in order: settled hours of one day, or what no settled hour serves.
+
+    A year of a fleet is never in memory whole.
+    """
+    hours = _serving(reader, window)
+    parts: list[Part] = []
+    at, end_ns = window
+    for hour, revision in hours.items():
+        if at < hour:
+            parts.append(Part(Window(at, hour), {}))
+        last = parts[-1] if parts else None
+        if last is not None and last.hours and last.window.end_ns == hour and hour % DAY_NS:
+            last.hours[hour] = revision
+            parts[-1] = last._replace(window=Window(last.window.start_ns, hour + HOUR_NS))
+        else:
+            parts.append(Part(Window(hour, hour + HOUR_NS), {hour: revision}))
+        at = hour + HOUR_NS
+    return [*parts, Part(Window(at, end_ns), {})] if at < end_ns else parts
+
+
+def facts_in(
+    reader: LedgerReader,
+    part: Part,
+    book: RateBook,
+    payment: Payment,
+    targets: Mapping[int, Target],
+    *,
+    with_lines: bool = True,
+) -> list[Facts]:
+    """Facts of one part of a window, in order of time; without lines, settled ones that are priced have none."""
+    facts = (
+        _settled_facts(reader, part.hours, targets, with_lines=with_lines)
+        if part.hours
+        else _raw_facts(reader, part.window, book, payment, targets)
+    )
     return sorted(facts, key=lambda one: (one.period_ns, one.replica.target_id if one.replica else 0))
 
 
 def settled_hours_of(reader: LedgerReader, window: Window) -> list[int]:
     """The settled hours that serve a window, in order."""
+    return list(_serving(reader, window))
+
+
+def _serving(reader: LedgerReader, window: Window) -> dict[int, int]:
+    """The settled hours that serve a window, in order, each with its newest revision."""
     whole_from, whole_to = _whole_from(reader, window.start_ns), hour_of(window.end_ns)
-    return sorted(reader.settlements(whole_from, whole_to)) if whole_from < whole_to else []
+    return settled.revisions(reader, whole_from, whole_to) if whole_from < whole_to else {}
 
 
 def _whole_from(reader: LedgerReader, start_ns: int) -> int:
@@ -88,18 +137,6 @@ def _whole_from(reader: LedgerReader, start_ns: int) -> int:
         return start_ns
     crossing = [row.end_ns for row in reader.engine_rows(start_ns, start_ns + 1) if row.start_ns < start_ns]
     return hour_of(max(crossing, default=start_ns) - 1) + HOUR_NS
-
-
-def _gaps(window: Window, hours: Sequence[int]) -> list[tuple[int, int]]:
-    gaps: list[tuple[int, int]] = []
-    at = window.start_ns
-    for hour in hours:
-        if at < hour:
-            gaps.append((at, hour))
-        at = hour + HOUR_NS
-    if at < window.end_ns:
-        gaps.append((at, window.end_ns))
-    return gaps
 
 
 def _raw_facts(
@@ -214,50 +251,40 @@ def _joined_spans(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _settled_facts(
-    reader: LedgerReader, settled: Mapping[int, tuple[int, dict[str, Any]]], targets: Mapping[int, Target]
+    reader: LedgerReader, hours: dict[int, int], targets: Mapping[int, Target], *, with_lines: bool
 ) -> list[Facts]:
-    if not settled:
-        return []
-    first, last = min(settled), max(settled) + HOUR_NS
-    rates = dict(reader.rates())
-    lines: dict[tuple[int, int | None, str], list[Line]] = {}
-    for charge in reader.charges(first, last):
-        hour = charge["period_start_ns"]
-        if hour in settled and charge["revision"] == settled[hour][0]:
-            key = (hour, charge["target_id"], charge["sku"] if charge["target_id"] is None else "")
-            lines.setdefault(key, []).append(_line(charge, rates))
-    sums = {(row["hour_ns"], row["target_id"]): row for row in reader.hour_sums("engine", first, last)}
+    lines = _settled_lines(reader, hours) if with_lines else {}
+    work = settled.work(reader, hours)
     replicas = {target.id: replica_of(target) for target in targets.values() if target.kind == "engine"}
     facts: list[Facts] = []
-    for hour, (_, body) in settled.items():
-        for entry in body["facts"]:
-            target_id = entry["target_id"]
-            row = sums.get((hour, target_id), _NO_WORK)
-            facts.append(
-                Facts(
-                    None if target_id is None else replicas[target_id],
-                    hour,
-                    {} if target_id is None else {name: row[name] for name in WORK},
-                    entry["state_ns"],
-                    tuple(lines.get((hour, target_id, entry["sku"]), ())) if entry["priced"] else None,
-                    Split(*entry["split"]) if entry["split"] else None,
-                    entry["start_ns"],
-                    entry["end_ns"],
-                    entry["covered_ns"],
-                    entry["modelled"],
-                    tuple(Finding(*finding) for finding in entry["findings"]),
-                )
+    for hour, entry in settled.entries(reader, hours):
+        target_id = entry.target_id
+        facts.append(
+            Facts(
+                None if target_id is None else replicas[target_id],
+                hour,
+                {} if target_id is None else work.get((hour, target_id), _NO_WORK),
+                entry.state_ns,
+                tuple(lines.get((hour, target_id, entry.sku), ())) if entry.priced else None,
+                None if entry.split is None else Split(*entry.split),
+                entry.start_ns,
+                entry.end_ns,
+                entry.covered_ns,
+                entry.modelled,
+                tuple(Finding(*finding) for finding in entry.findings),
             )
+        )
     return facts
 
 
-def _line(charge: Mapping[str, Any], rates: Mapping[int, Rate]) -> Line:
-    return Line(
-        cast("Any", charge["resource"]),
-        charge["sku"],
-        charge["state"],
-        charge["quantity"],
-        charge["unit"],
-        rates[charge["rate_id"]],
-        charge["amount_nano"],
-    )
+def _settled_lines(reader: LedgerReader, hours: dict[int, int]) -> dict[tuple[int, int | None, str], list[Line]]:
+    """Lines by hour, target and, where none holds them, product."""
+    rates = dict(reader.rates())
+    lines: dict[tuple[int, int | None, str], list[Line]] = {}
+    for hour, _, target_id, resource, sku, state, quantity, unit, rate_id, amount_nano in settled.charges(
+        reader, hours
+    ):
+        key = (hour, target_id, sku if target_id is None else "")
+        line = Line(resource, sku, state, quantity, unit, rates[rate_id], amount_nano)
+        lines.setdefault(key, []).append(line)
+    return lines

@@ -118,6 +118,13 @@ def states_partition_time(_: Ledger, one: Settled) -> Iterator[Finding]:
         yield one.finding("states_wrong", "its states have more time than it has")
 
 
+def split_sound(_: Ledger, one: Settled) -> Iterator[Finding]:
+    """Where an hour keeps how its time divides, prefill has a share between none and all of it, and an interval."""
+    split = one.entry["split"]
+    if split is not None and not 0 <= split[0] <= split[1] <= split[2] <= 1:
+        yield one.finding("split_wrong", f"prefill has {split[1]} of its time, from {split[0]} to {split[2]}")
+
+
 def charges_present(_: Ledger, one: Settled) -> Iterator[Finding]:
     """A priced replica is charged for what it holds over all its time; one that has no price for nothing.
 
@@ -226,6 +233,7 @@ def _superseded(about: Ledger, one: Settled, charge: Mapping[str, Any], rate: Ra
 
 SETTLED_CHECKS: tuple[Callable[[Ledger, Settled], Iterable[Finding]], ...] = (
     states_partition_time,
+    split_sound,
     charges_present,
     amounts,
     prices,

@@ -7,64 +7,43 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from kvtally.agent.calibration import Calibration, CalibrationEvidence, Fingerprint
-from kvtally.agent.ledger.observed import observed, replica_names
+from kvtally.agent.kin import kin_of
+from kvtally.agent.ledger.observed import replica_names
 from kvtally.agent.ledger.read import replica_of
 from kvtally.agent.observed import fingerprint_of
 from kvtally.agent.savings import Reason
 from kvtally.agent.steplaw.fit import evidence_of, fit
 from kvtally.agent.steplaw.law import Prior, packaged_prior
-from kvtally.agent.steplaw.machine import CannotCalibrate, Machine, machine_of
-from kvtally.agent.steplaw.series import Logged, series_of
 from kvtally.agent.steplaw.windows import overall_clock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from kvtally.agent.facts import Replica
+    from kvtally.agent.kin import Kin, Subject
     from kvtally.agent.ledger.calibrations import StoredCalibration
     from kvtally.agent.ledger.read import LedgerReader, Target
-    from kvtally.agent.observed import Observed
     from kvtally.agent.steplaw.fit import Evidence, Fit, Probe
-    from kvtally.agent.steplaw.series import Series
+    from kvtally.agent.steplaw.machine import Machine
+    from kvtally.agent.steplaw.series import Logged
 
 DAY_NS = 86_400_000_000_000
 WEEK_NS = 7 * DAY_NS
 LEAST_STEPS = 200
 LEAST_REQUESTS = 20
+LEAST_ALONE = 5
+LEAST_PROBES = 7  # that stand for all other evidence: METHOD 4.1, M4
 LEAST_OCCUPIED_SECONDS = 15.0
 # a law that was learned is the prior of the next: its variance grows with time (METHOD 4.3), and by what engines drift
 # from day to day, so that a long chain of calibrations never pretends to know more than one of them could
 GROWTH_PER_WEEK = 1.5
 DRIFT = 0.03
 
+# a CPU has no clock that gives way under load: it is known, and JSON has no infinity
+KNOWN_CLOCK_SECONDS = 1e9
+
 HOUR_NS = 3_600_000_000_000
 # how long a law is used before what came since is learned from as well: often at first, then four times a day
 YOUNG_NS, YOUNG_EVERY_NS, EVERY_NS = 6 * HOUR_NS, HOUR_NS, 6 * HOUR_NS
-
-_NO_SECONDS = Reason(
-    "nothing tells how long the engine worked: neither GPM nor utilization.gpu of its GPUs, nor CPU seconds of its "
-    "processes",
-    "run kvtally where it sees the engine's GPUs or processes (`kvtally doctor`)",
-    refuses=True,
-)
-
-
-class Subject(NamedTuple):
-    """One replica while it had one fingerprint."""
-
-    name: str
-    replica: Replica
-    observed: Observed
-    series: Series
-
-
-class Kin(NamedTuple):
-    """Replicas that share a law, or the reason why they cannot have one."""
-
-    fingerprint: Fingerprint | None
-    machine: Machine | None
-    subjects: tuple[Subject, ...]
-    reasons: tuple[Reason, ...] = ()
 
 
 class Learned(NamedTuple):
@@ -94,9 +73,15 @@ def learn(
     targets: Mapping[int, Target],
     stored: Sequence[StoredCalibration] = (),
     extra: Mapping[str, Extra] | None = None,
+    *,
+    only: Fingerprint | None = None,
 ) -> list[Learned]:
-    """The law of every kind of replica with intervals that start in the span; `extra` by replica name."""
-    return [learned(kin, stored, extra or {}, span_ns) for kin in kin_of(reader, span_ns, targets)]
+    """The law of every kind of replica with intervals that start in the span; `extra` by replica name.
+
+    `only`: of the kinds with this fingerprint.
+    """
+    found = kin_of(reader, span_ns, targets)
+    return [learned(kin, stored, extra or {}, span_ns) for kin in found if only is None or kin.fingerprint == only]
 
 
 def keep(reader: LedgerReader, now_ns: int, targets: Mapping[int, Target]) -> list[int]:
@@ -114,8 +99,8 @@ def keep(reader: LedgerReader, now_ns: int, targets: Mapping[int, Target]) -> li
         known_ns = sum(one.end_ns - one.start_ns for one in own)
         if own and end_ns - since_ns < (YOUNG_EVERY_NS if known_ns < YOUNG_NS else EVERY_NS):
             continue
-        for one in learn(reader, (max(since_ns, oldest_ns), end_ns), targets, stored):
-            if one.fingerprint == fingerprint and one.calibration is not None:
+        for one in learn(reader, (max(since_ns, oldest_ns), end_ns), targets, stored, only=fingerprint):
+            if one.calibration is not None:
                 reason = "new evidence" if own else "first evidence"
                 written.append(reader.add_calibration(one.calibration, end_ns, reason))
     return written
@@ -132,77 +117,6 @@ def _fingerprints(reader: LedgerReader, span_ns: tuple[int, int], targets: Mappi
     return list(found)
 
 
-def kin_of(reader: LedgerReader, span_ns: tuple[int, int], targets: Mapping[int, Target]) -> list[Kin]:
-    """Replicas of a span by fingerprint; those that cannot have a law each on their own."""
-    start_ns, end_ns = span_ns
-    alike: dict[Fingerprint, list[tuple[str, Replica, Observed]]] = {}
-    found: list[Kin] = []
-    seen: list[tuple[str, Replica, Observed]] = []
-    for name in replica_names(reader, start_ns, end_ns, targets):
-        seen += [(name, *part) for part in _by_target(observed(reader, start_ns, end_ns, targets, name))]
-    crowded = _sharing((name, replica) for name, replica, _ in seen)
-    for name, replica, part in seen:
-        fingerprint = fingerprint_of(replica)
-        problem = _unusable(replica, fingerprint, part, crowded)
-        if fingerprint is None or problem is not None:
-            subject = Subject(name, replica, part, series_of(part))
-            found.append(Kin(fingerprint, None, (subject,), () if problem is None else (problem,)))
-        else:
-            alike.setdefault(fingerprint, []).append((name, replica, part))
-    for fingerprint, members in alike.items():
-        subjects = tuple(Subject(*member, series_of(member[2])) for member in members)
-        try:
-            found.append(Kin(fingerprint, machine_of(members[0][1], fingerprint), subjects))
-        except CannotCalibrate as cannot:
-            found.append(Kin(fingerprint, None, subjects, (Reason(str(cannot), cannot.hint, refuses=True),)))
-    return found
-
-
-def _by_target(whole: Observed) -> list[tuple[Replica, Observed]]:
-    """An observed replica by what its targets agree in; a change of version or GPUs parts it."""
-    parts: dict[int, list[int]] = {}
-    for number, one in enumerate(whole.rows):
-        parts.setdefault(one.row.target_id, []).append(number)
-    return [
-        (whole.replicas[target_id], whole._replace(rows=tuple(whole.rows[number] for number in numbers)))
-        for target_id, numbers in parts.items()
-    ]
-
-
-def _sharing(replicas: Iterable[tuple[str, Replica]]) -> frozenset[str]:
-    """Names of engines that share a GPU with another."""
-    holders: dict[str, set[str]] = {}
-    for name, replica in replicas:
-        for uuid in replica.gpus or ():
-            holders.setdefault(uuid, set()).add(name)
-    return frozenset(name for names in holders.values() if len(names) > 1 for name in names)
-
-
-def _unusable(
-    replica: Replica, fingerprint: Fingerprint | None, part: Observed, crowded: frozenset[str]
-) -> Reason | None:
-    if replica.gpus is None:
-        why = replica.mapping or "nothing says which GPUs this engine holds"
-        url = f"http://{replica.name.partition('/')[0]}/metrics"
-        hint = f'write in kvtally.toml: engine = [{{ url = "{url}", gpus = ["GPU-…"] }}]'
-        return Reason(f"replica mapping unknown ({why})", hint, refuses=True)
-    if replica.name in crowded:
-        return Reason(
-            "two engines share a GPU: its seconds cannot be told apart",
-            "give each engine GPUs of its own",
-            refuses=True,
-        )
-    if not part.source or part.worked is None:
-        return _NO_SECONDS
-    if fingerprint is None:
-        return Reason(
-            f"the shape of model {replica.model or '?'} is not known",
-            'say where its config.json lies: engine = [{ url = "…", model_config = "/models/x/config.json" }]',
-            refuses=True,
-        )
-    return None
-
-
 def learned(
     kin: Kin, stored: Sequence[StoredCalibration], extra: Mapping[str, Extra], span_ns: tuple[int, int]
 ) -> Learned:
@@ -212,9 +126,6 @@ def learned(
     nothing = Learned(kin.fingerprint, targets, names, None)
     if kin.machine is None or kin.fingerprint is None:
         return nothing._replace(reasons=kin.reasons)
-    missing = sorted({name for subject in kin.subjects for name in subject.series.missing})
-    if missing:
-        return nothing._replace(reasons=(_missing(missing, kin.fingerprint.version),))
     own = [extra.get(subject.name, NOTHING_EXTRA) for subject in kin.subjects]
     subjects = [
         subject._replace(series=subject.series._replace(logged=one.logged))
@@ -224,9 +135,9 @@ def learned(
     clock, weight = _clock(kin.machine, subjects)
     parts = [_evidence(kin.machine, subject, clock) for subject in subjects]
     told = [part for part in parts if part is not None]
-    prior, prior_name = _prior(kin.machine, kin.fingerprint, stored, span_ns[0])
-    best = fit(kin.machine, told, prior, probes)
-    rung = max((one.rung for one in own), default="") or ("M4" if probes else _rung(subjects))
+    prior, prior_name = prior_of(kin.machine, kin.fingerprint, stored, span_ns[0])
+    best = fit(kin.machine, told, prior, probes, clock)
+    rung = max(_rung(subjects), "M4" if probes else "", *(one.rung for one in own))
     evidence = _told(subjects, best, len(probes))
     calibration = Calibration(
         kin.fingerprint,
@@ -234,7 +145,7 @@ def learned(
         tuple(float(f"{value:.9g}") for value in np.exp(best.logs)),
         tuple(tuple(float(f"{value:.9g}") for value in row) for row in best.covariance),
         float(f"{clock:.9g}"),
-        float(f"{weight:.9g}"),
+        float(f"{min(weight, KNOWN_CLOCK_SECONDS):.9g}"),
         evidence,
         prior_name,
     )
@@ -262,7 +173,7 @@ def _rung(subjects: Sequence[Subject]) -> str:
     return "M3" if mfu else "M1"
 
 
-def _prior(
+def prior_of(
     machine: Machine, fingerprint: Fingerprint, stored: Sequence[StoredCalibration], start_ns: int
 ) -> tuple[Prior, str]:
     """What is believed beforehand: the newest law whose evidence ends before this one's begins, else the packaged one.
@@ -310,11 +221,12 @@ def _told(subjects: Sequence[Subject], best: Fit, probes: int) -> CalibrationEvi
 
 
 def _too_little(evidence: CalibrationEvidence, *, has_prior: bool) -> tuple[Reason, ...]:
-    if has_prior and evidence.windows:
+    if (has_prior and evidence.windows) or evidence.probes >= LEAST_PROBES:
         return ()
     enough = (
         evidence.requests >= LEAST_REQUESTS
-        and evidence.steps >= LEAST_STEPS
+        # requests that ran alone tell the law without many steps
+        and (evidence.steps >= LEAST_STEPS or evidence.singles + evidence.probes >= LEAST_ALONE)
         and evidence.occupied_seconds >= LEAST_OCCUPIED_SECONDS
         and evidence.windows
     )
@@ -335,8 +247,3 @@ def _at_bound(best: Fit) -> tuple[Reason, ...]:
     return (
         Reason(text, "look for another process on its GPUs, and at the model's shape (`kvtally doctor`)", refuses=True),
     )
-
-
-def _missing(names: Sequence[str], version: str) -> Reason:
-    text = f"vLLM {version or '?'} does not tell {', '.join(names)}"
-    return Reason(text, "vLLM 0.16 and later count what the savings need", refuses=True)

@@ -118,6 +118,15 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
             description="Most tokens of one step (--max-num-batched-tokens); goes before what its command line tells."
         ),
     ] = None
+    connector: Annotated[
+        str,
+        Meta(
+            max_length=200,
+            pattern="^[A-Za-z0-9_.]*$",
+            description="Class of its KV connector (kv_connector of --kv-transfer-config): it says whether the engine"
+            " waits for loads. Goes before what its command line tells.",
+        ),
+    ] = ""
     term: Annotated[
         Literal["", "on-demand", "spot", "reserved", "owned"],
         Meta(description='How its GPUs are paid for. "": rates.term.'),

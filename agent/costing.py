@@ -34,6 +34,8 @@ def apportioned(total: int, weights: Mapping[str, int]) -> dict[str, int]:
         return dict.fromkeys(weights, 0)
     parts = {key: total * weight // whole for key, weight in weights.items()}
     rest = total - sum(parts.values())
+    if not rest:
+        return parts
     for key in sorted(weights, key=lambda key: -(total * weights[key] % whole))[:rest]:
         parts[key] += 1
     return parts

@@ -160,14 +160,28 @@ def ttft_seconds(
     return law.first_token_seconds + (max(computing, loading) if overlaps else computing + loading)
 
 
+def saved_seconds(law: Law, prefix: float, until: float) -> float:
+    """That a request computes less by reusing its first `until` tokens and not `prefix`.
+
+    By a roofline it does not matter what follows them; where steps have a fixed cost, half a step's budget does.
+    """
+    prompt = until + TOKEN_BUDGET / 2
+    return law.prefill_seconds(prompt, prefix) - law.prefill_seconds(prompt, until)
+
+
 def break_even_bandwidth(law: Law, kv_bytes_per_token: float, prefix: float) -> float:
-    """B*: bytes/s at which loading a prefix takes as long as computing it; of 1 token: the limit of short ones."""
-    return kv_bytes_per_token * prefix / law.prefill_seconds(prefix, 0)
+    """B*: bytes/s at which loading a prefix takes as long as computing it; of 1 token: the limit of short ones.
+
+    Infinite where computing it takes no time, since a step has to be waited for anyway.
+    """
+    saved = saved_seconds(law, 0, prefix)
+    return kv_bytes_per_token * prefix / saved if saved > 0 else math.inf
 
 
 def marginal_break_even_bandwidth(law: Law, kv_bytes_per_token: float, prefix: float) -> float:
     """The same for the last token of a prefix alone."""
-    return kv_bytes_per_token / law.prefill_seconds(prefix + 0.5, prefix - 0.5)
+    saved = saved_seconds(law, prefix - 0.5, prefix + 0.5)
+    return kv_bytes_per_token / saved if saved > 0 else math.inf
 
 
 def bandwidth_for(

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.calibration import Fingerprint
+from kvtally.agent.hardware import gpu_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
     from kvtally.agent.facts import EngineRow, Replica
     from kvtally.agent.timeline import Timeline
 
-TOKEN_BUDGET = 8192  # vLLM's own where nobody tells it (--max-num-batched-tokens)
+_GIB = 1 << 30
+# vLLM's own where nobody tells it (--max-num-batched-tokens), by the memory of a GPU (0.32, API server): ASSUMED
+_BUDGETS = ((160 * _GIB, 16384), (70 * _GIB, 8192))
+_SMALL_BUDGET = 2048
 
 
 class ObservedRow(NamedTuple):
@@ -75,5 +79,13 @@ def fingerprint_of(replica: Replica) -> Fingerprint | None:
         replica.sku or "",
         len(replica.gpus),
         replica.version or "",
-        replica.token_budget or TOKEN_BUDGET,
+        replica.token_budget or default_token_budget(replica.sku or ""),
     )
+
+
+def default_token_budget(sku: str) -> int:
+    """Most tokens of a step where the engine's arguments do not say."""
+    gpu = gpu_of(sku)
+    if gpu is None or "A100" in sku:
+        return _SMALL_BUDGET
+    return next((budget for least, budget in _BUDGETS if gpu.memory_bytes >= least), _SMALL_BUDGET)

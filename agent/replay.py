@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from kvtally.agent.ledger.append import LedgerWriter
 
 _TOKEN_BUDGET_LIMIT = 1 << 24  # as in a config
+_CONNECTOR = re.compile("[A-Za-z0-9_.]{1,200}")  # as in a config
 _SLACK_NS = 50_000_000  # a recorded tick that comes a little early still closes its interval
 
 
@@ -55,12 +57,16 @@ def about_of(meta: Mapping[str, Any]) -> About:
 
 
 def _facts(meta: Mapping[str, Any]) -> dict[str, str]:
-    told, model, budget = meta.get("engine_args"), meta.get("model"), meta.get("token_budget")
+    told, model = meta.get("engine_args"), meta.get("model")
     arguments = [word for word in told if isinstance(word, str)] if isinstance(told, list) else []
     facts = facts_of(arguments, model if isinstance(model, dict) else None)
     # what the recorder's config said goes before the arguments, as it did there
-    is_told = isinstance(budget, int) and not isinstance(budget, bool) and 0 < budget <= _TOKEN_BUDGET_LIMIT
-    return {**facts, "token_budget": str(budget)} if is_told else facts
+    budget, connector = meta.get("token_budget"), meta.get("connector")
+    if isinstance(budget, int) and not isinstance(budget, bool) and 0 < budget <= _TOKEN_BUDGET_LIMIT:
+        facts["token_budget"] = str(budget)
+    if isinstance(connector, str) and _CONNECTOR.fullmatch(connector):
+        facts["connector"] = connector
+    return facts
 
 
 class Replay:

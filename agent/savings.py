@@ -133,6 +133,13 @@ def parts_of(worths: Iterable[tuple[Calibration, Loading, Worth]]) -> list[Part]
     return list(found.values())
 
 
+def nothing_reused() -> Seconds:
+    """The figures where no token was reused and no tier was at work: exactly nothing, by any law or none."""
+    hbm = TierSeconds(0.0, EXACTLY_NOTHING, EXACTLY_NOTHING, "ok")
+    nothing = EXACTLY_NOTHING
+    return Seconds("ok", (), nothing, nothing, nothing, nothing, {"hbm": hbm}, {}, nothing, None, 0.0)
+
+
 def seconds_of(parts: Sequence[Part], occupied_seconds: float, reasons: Sequence[Reason] = ()) -> Seconds:
     """The figures of a group; `reasons` are those that are known beforehand, and any that refuses decides."""
     total = parts[0].worth
@@ -179,7 +186,7 @@ def _bound(total: Worth, avoided: Estimate, stall: Estimate, store: Estimate) ->
 
 
 def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    return Estimate(*(factor * bound for bound in estimate))
+    return Estimate(*sorted(factor * bound for bound in estimate))
 
 
 class _View(NamedTuple):
@@ -328,16 +335,18 @@ def _tiers(
     """Serving-tier attribution: each tier gets what it served, the outer ones net of what loading and storing cost."""
     tiers = {"hbm": _tier(total.hbm_tokens, hbm, hbm, status, occupied_seconds)}
     tokens = {name: getattr(total, f"{name}_tokens") for name in ("dram", "disk", "p2p")}
-    tokens["external"] = max(0.0, total.external_tokens - sum(tokens.values()))
+    rest = total.external_tokens - sum(tokens.values())
+    tokens["external"] = rest if rest >= 0.5 else 0.0  # noqa: PLR2004  # a token
     named = {"dram": total.dram, "disk": total.disk, "p2p": total.p2p}
-    points = named | {"external": outer.point - sum(named.values())}
     works = total.external_tokens or total.loads or total.stores
-    if tokens["external"] < 0.5:  # noqa: PLR2004  # a token
-        # all of it is told apart: the parts keep their proportions and sum to the whole
-        scale = outer.point / sum(named.values()) if sum(named.values()) else 0.0
-        points = {name: value * scale for name, value in named.items()} | {"external": 0.0}
+    served = sum(tokens.values())
+    # the parts are of the coupling in the middle: they keep their proportions, and what is left is never less than none
+    apart = sum(named.values())
+    whole = max(apart, total.outer[1]) if tokens["external"] else apart
+    points = {name: value * outer.point / whole if whole > 0 else 0.0 for name, value in named.items()}
+    points["external"] = outer.point - sum(points.values())
     for name in ("dram", "disk", "p2p", "external"):
-        share = tokens[name] / total.external_tokens if total.external_tokens else float(name == "external")
+        share = tokens[name] / served if served else float(name == "external")
         if not works or not share:
             continue
         ratio = points[name] / outer.point if outer.point else 0.0

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from kvtally.agent.facts import Facts
     from kvtally.agent.savings import Estimate, Seconds
+    from kvtally.agent.worth import Worth
 
 # what an engine-second costs; energy of owned GPUs is left out: what prefill draws beyond decode is not known
 TIME_RESOURCES = ("gpu", "server")
@@ -56,8 +57,13 @@ def rate_of(facts: Facts) -> Fraction | None:
     if facts.lines is None:
         return None
     spent = sum(line.amount_nano for line in facts.lines if line.resource in TIME_RESOURCES)
-    length = facts.end_ns - facts.start_ns
+    length = sum(facts.state_ns.values())  # without the gaps, which nobody pays for
     return Fraction(spent * 10**9, length) if length else None
+
+
+def weight_of(worth: Worth | None) -> float:
+    """Seconds avoided, by which the rate of an hour counts in the mean: the same as in the figure."""
+    return 0.0 if worth is None else sum(worth.avoided) / len(worth.avoided)
 
 
 def mean_rate(rates: Sequence[tuple[Fraction, float]]) -> Fraction:

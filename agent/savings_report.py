@@ -8,9 +8,18 @@ from kvtally.agent.accounts import Payment, Window, facts_of, settled_hours_of, 
 from kvtally.agent.finding import Finding, utc_text
 from kvtally.agent.grouping import default_window, finding_json, in_order, key_of, union, unique, window_json
 from kvtally.agent.ledger.columns import HOUR_NS
-from kvtally.agent.price import nano_to_text
-from kvtally.agent.savings import Reason, Seconds, parts_of, seconds_of
-from kvtally.agent.savings_money import Money, holding_of, mean_rate, money_of, rate_of
+from kvtally.agent.price import nano_to_text, rate_text
+from kvtally.agent.savings import Reason, Seconds, nothing_reused, parts_of, seconds_of
+from kvtally.agent.savings_money import (
+    HOLDING,
+    TIME_RESOURCES,
+    Money,
+    holding_of,
+    mean_rate,
+    money_of,
+    rate_of,
+    weight_of,
+)
 from kvtally.agent.valuing import Laws, Valued, values_of
 
 if TYPE_CHECKING:
@@ -43,7 +52,9 @@ class Group(NamedTuple):
 
     @property
     def status(self) -> str:
-        """The status as it prints."""
+        """The status as it prints; counters that contradict each other carry no figure, with a law or without."""
+        if any(value.is_broken for value in self.values):
+            return "unreconciled"
         return "insufficient_data" if self.seconds is None else self.seconds.status
 
 
@@ -70,7 +81,7 @@ class SavingsReport(NamedTuple):
             "currency": self.currency,
             "method": {
                 "version": VERSION,
-                "rung": min(rungs, key=RUNGS.index, default=None),
+                "rung": min(rungs, key=lambda rung: (rung not in RUNGS, rung), default=None),
                 "calibrations": [calibration_json(law) for law in laws.values()],
             },
             "groups": [group_json(group) for group in self.groups],
@@ -115,9 +126,16 @@ def _group(by: dict[str, str | None], facts: list[Facts], worths: dict[tuple[int
     pairs = [(one, worths.get(_place(one))) for one in facts]
     values = tuple(value for _, value in pairs if value is not None)
     known = [value for value in values if value.worth is not None and value.calibration is not None]
-    reasons = [*_lacking(pairs), *_told_once(value.reasons for value in values)]
+    reasons = [*_told_once(value.reasons for value in values), *_lacking(pairs)]
     occupied = sum(one.state_ns.get("occupied", 0) for one in facts) / 1e9
     broken = any(value.is_broken for value in values)
+    if broken:
+        text = "the engine's own counters do not add up: computed and reused tokens are not its prompt tokens"
+        reasons = [Reason(text, "`kvtally ledger audit` names the intervals", refuses=True), *reasons]
+    if not known and not broken and _is_without_reuse(facts, values):
+        seconds = nothing_reused()
+        money, unpriced = _money(pairs, seconds)
+        return Group(by, tuple(facts), values, seconds, money, unpriced)
     if not known:
         if not reasons:
             reasons = [Reason("no engine interval in the window", "ask for a longer one (--since)", refuses=True)]
@@ -129,11 +147,15 @@ def _group(by: dict[str, str | None], facts: list[Facts], worths: dict[tuple[int
     )
     seconds = seconds_of(parts, occupied, reasons)
     if broken:
-        text = "the engine's own counters do not add up: computed and reused tokens are not its prompt tokens"
-        told = (Reason(text, "`kvtally ledger audit` names the intervals", refuses=True), *seconds.reasons)
-        seconds = seconds._replace(status="unreconciled", reasons=told)
+        seconds = seconds._replace(status="unreconciled")
     money, unpriced = _money(pairs, seconds)
     return Group(by, tuple(facts), values, seconds, money, (*seconds.reasons, *unpriced))
+
+
+def _is_without_reuse(facts: Sequence[Facts], values: Sequence[Valued]) -> bool:
+    """Whether it is known that no token was reused and that no outer tier could have been at work."""
+    reused = [one.work.get(name) for one in facts for name in ("hbm_tokens", "external_tokens")]
+    return bool(values) and all(count == 0 for count in reused) and not any(value.has_outer for value in values)
 
 
 def _place(facts: Facts) -> tuple[int, int]:
@@ -145,7 +167,9 @@ def _lacking(pairs: Sequence[tuple[Facts, Valued | None]]) -> list[Reason]:
     """Whether too much of the reuse lies where there is no figure."""
     reused = lacking = 0
     for one, value in pairs:
-        tokens = sum(one.work.get(name) or 0 for name in ("hbm_tokens", "external_tokens"))
+        counts = [one.work.get(name) for name in ("hbm_tokens", "external_tokens")]
+        # where it is not known how many there are, there may be as many as the prompts have
+        tokens = sum(count or 0 for count in counts) if None not in counts else one.work.get("prompt_tokens") or 0
         reused += tokens
         lacking += tokens if value is None or value.worth is None else 0
     if not lacking:
@@ -173,7 +197,7 @@ def _money(pairs: Sequence[tuple[Facts, Valued | None]], seconds: Seconds) -> tu
         if rate is None:
             why = next((finding.message for finding in one.findings), "a price is missing")
             return None, (Reason(f"seconds are shown, money is not: {why}"),)
-        rates.append((rate, 0.0 if value is None or value.worth is None else value.worth.avoided[1]))
+        rates.append((rate, 0.0 if value is None else weight_of(value.worth)))
     return money_of(seconds, mean_rate(rates), holding_of(one for one, _ in pairs)), ()
 
 
@@ -205,6 +229,7 @@ def group_json(group: Group) -> dict[str, Any]:
         "capacity_bound_share": None if seconds is None else _share(seconds.capacity_bound_share),
         "latency_seconds": None if shown is None else round(shown.latency, 3),
         "engine_second": None if money is None else nano_to_text(round(money.rate_nano)),
+        "rates": [] if money is None else _rates(group),
         "calibrations": sorted({_number(value.calibration) for value in group.values if value.calibration is not None}),
         "basis": {
             "tokens": "MEASURED",
@@ -265,6 +290,18 @@ def _money_basis(group: Group) -> str:
     """ASSUMED if any price behind it is, else MODELLED: savings are never measured."""
     lines = [line for one in group.facts for line in one.lines or () if line.rate.price_nano]
     return "ASSUMED" if not lines or any(line.rate.basis == "ASSUMED" for line in lines) else "MODELLED"
+
+
+def _rates(group: Group) -> list[str]:
+    """The prices behind the money: of engine time, and of what is held where that has one."""
+    lines = [line for one in group.facts for line in one.lines or ()]
+    return sorted(
+        {
+            rate_text(line.rate)
+            for line in lines
+            if line.resource in TIME_RESOURCES or (line.resource in HOLDING and line.rate.price_nano)
+        }
+    )
 
 
 def _identity(law: Calibration) -> tuple[int | None, str]:

@@ -177,7 +177,10 @@ class Sources:
     def _facts(self, engine: Engine, told: Mapping[str, str]) -> dict[str, str]:
         """How an engine is run by what its process tells; what config gives goes before that."""
         facts = {**self._given.get(engine.name, {}), **told}
-        return facts if engine.token_budget is None else {**facts, "token_budget": str(engine.token_budget)}
+        by_hand = {"connector": engine.connector} if engine.connector else {}
+        if engine.token_budget is not None:
+            by_hand["token_budget"] = str(engine.token_budget)
+        return facts | by_hand
 
     def _drop(self, name: str) -> None:
         """Forget an engine that discovery found and finds no more; its counters stay in the ledger for its return."""

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kvtally.agent.calibrating import DAY_NS, Extra, Learned, kin_of, learn
-from kvtally.agent.interval import IDENTITY_BROKEN
+from kvtally.agent.calibrating import DAY_NS, Extra, Learned, learn
+from kvtally.agent.interval import IDENTITY_BROKEN, RESET
+from kvtally.agent.kin import kin_of
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.savings import Loading, Reason, loading_of
+from kvtally.agent.steplaw.series import NEEDED
 from kvtally.agent.steplaw.worth import worth
 from kvtally.agent.worth import Worth, worth_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from kvtally.agent.calibrating import Kin, Subject
-    from kvtally.agent.calibration import Calibration
+    from kvtally.agent.calibration import Calibration, Fingerprint
+    from kvtally.agent.facts import EngineRow
+    from kvtally.agent.kin import Kin, Subject
     from kvtally.agent.ledger.calibrations import StoredCalibration
     from kvtally.agent.ledger.read import LedgerReader, Target
     from kvtally.agent.steplaw.machine import Machine
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
 # on either side of a span: histograms tick when a request finishes, long after its first token
 MARGIN_NS = 600_000_000_000
+UNREAD_SHARE = 0.05  # of the time, for which a counter may be unknown before there is no figure
 NOT_CALIBRATED = Reason("no calibration was there when the hour was settled", "`kvtally calibrate` makes one", True)
 
 
@@ -33,6 +38,7 @@ class Valued(NamedTuple):
 
     worth, calibration   None where there is no figure; `reasons` say why
     is_broken            an identity of the engine's own counters failed
+    has_outer            a tier beyond HBM may have been at work
     """
 
     hour_ns: int
@@ -42,6 +48,7 @@ class Valued(NamedTuple):
     loading: Loading
     reasons: tuple[Reason, ...] = ()
     is_broken: bool = False
+    has_outer: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """What a settlement keeps of it; the calibration by its number."""
@@ -50,6 +57,7 @@ class Valued(NamedTuple):
             "loading": self.loading,
             "reasons": [list(reason) for reason in self.reasons],
             "is_broken": self.is_broken,
+            "has_outer": self.has_outer,
         }
 
 
@@ -74,13 +82,14 @@ class Laws:
         self.stored: list[StoredCalibration] = [one for one in reader.calibrations() if only is None or one.id == only]
         self.extra = extra or {}
         self._learns = learns
-        self._learned: list[Learned] | None = None
+        self._learned: dict[Fingerprint, Learned | None] = {}
 
     def frozen(self, numbers: Iterable[int | None]) -> Laws:
         """The same, but with the laws of these numbers for their fingerprints: those that a period was settled with."""
         kept = Laws.__new__(Laws)
         kept.__dict__.update(self.__dict__)
-        own = {one.calibration.fingerprint: one for one in self.stored if one.id in set(numbers)}
+        wanted = set(numbers)
+        own = {one.calibration.fingerprint: one for one in self.stored if one.id in wanted}
         kept.stored = [one for one in self.stored if own.get(one.calibration.fingerprint, one) is one]
         return kept
 
@@ -89,20 +98,26 @@ class Laws:
         return next((one.calibration for one in self.stored if one.id == number), None)
 
     def of(self, kin: Kin, span_ns: tuple[int, int]) -> tuple[Calibration | None, tuple[Reason, ...]]:
-        """The newest stored law of a fingerprint, else one learned from the day around the span."""
+        """The newest stored law of a fingerprint, else one learned from the day around its part of the span."""
         newest = [one for one in self.stored if one.calibration.fingerprint == kin.fingerprint]
-        if kin.machine is None:
+        if kin.machine is None or kin.fingerprint is None:
             return None, kin.reasons
         if newest:
             return max(newest, key=lambda one: one.id).calibration, ()
         if not self._learns:
             return None, (NOT_CALIBRATED,)
-        if self._learned is None:
-            self._learned = learn(self._reader, self._evidence_span(span_ns), self._targets, (), self.extra)
-        for one in self._learned:
-            if one.fingerprint == kin.fingerprint:
-                return one.calibration, one.reasons
-        return None, ()
+        if kin.fingerprint not in self._learned:
+            self._learned[kin.fingerprint] = self._learn(kin.fingerprint, kin, span_ns)
+        best = self._learned[kin.fingerprint]
+        return (None, (NOT_CALIBRATED,)) if best is None else (best.calibration, best.reasons)
+
+    def _learn(self, fingerprint: Fingerprint, kin: Kin, span_ns: tuple[int, int]) -> Learned | None:
+        rows = [one.row for subject in kin.subjects for one in subject.observed.rows]
+        first_ns, last_ns = min(row.start_ns for row in rows), max(row.end_ns for row in rows)
+        span = self._evidence_span((max(span_ns[0], first_ns), min(span_ns[1], last_ns)))
+        found = learn(self._reader, span, self._targets, (), self.extra, only=fingerprint)
+        # a replica of the same kind that lacks something has no law, and comes before those that share one
+        return found[-1] if found else None
 
     def _evidence_span(self, span_ns: tuple[int, int]) -> tuple[int, int]:
         """A day at most, the span in its middle as far as the ledger reaches."""
@@ -145,8 +160,29 @@ def _valued(
     end_ns = round(series.at[last] * 1e9) + series.epoch_ns
     is_broken = any(row.flags & IDENTITY_BROKEN for row in rows if start_ns <= row.start_ns < end_ns)
     loading = loading_of(subject.replica.connector, tuple(subject.observed.caches))
+    unread = _unread([row for row in rows if start_ns <= row.start_ns < end_ns])
+    if unread and law is not None:
+        text = f"{', '.join(unread)} could not be read in a part of this time, so what was counted there is not known"
+        law, reasons = None, (Reason(text, "look for numbers that are none on the engine's page", refuses=True),)
     known = worth(machine, series, first, last, law) if machine is not None and law is not None else None
-    return Valued(hour_ns, rows[0].target_id, known, law, loading, reasons, is_broken)
+    has_outer = bool(subject.replica.connector or subject.observed.caches)
+    return Valued(hour_ns, rows[0].target_id, known, law, loading, reasons, is_broken, has_outer)
+
+
+def _unread(rows: Sequence[EngineRow]) -> list[str]:
+    """Counters of which too much is missing to tell what happened when.
+
+    The interval after one that is unknown has the counts of both, unless the engine began anew; but requests and their
+    tokens are then apart.
+    """
+    ends = [row for row, following in pairwise(rows) if following.flags & RESET] + list(rows[-1:])
+    whole_ns = sum(row.end_ns - row.start_ns for row in rows)
+    unread: list[str] = []
+    for name in NEEDED:
+        unknown_ns = sum(row.end_ns - row.start_ns for row in rows if row.value(name) is None)
+        if unknown_ns > UNREAD_SHARE * whole_ns or any(row.value(name) is None for row in ends):
+            unread.append(name)
+    return unread
 
 
 def _hours(series: Series, start_ns: int, end_ns: int) -> list[tuple[int, int, int]]:
@@ -173,6 +209,7 @@ def settled_value(hour_ns: int, target_id: int, body: Mapping[str, Any], calibra
         body["loading"],
         tuple(Reason(*reason) for reason in body["reasons"]),
         body["is_broken"],
+        body["has_outer"],
     )
 
 
@@ -184,18 +221,24 @@ def values_of(
     settled_hours: Sequence[int] = (),
 ) -> list[Valued]:
     """The worth of every replica over the window: `settled_hours` as they were settled, the rest worked out."""
-    found = _settled(reader, laws, settled_hours)
-    # an hour that was settled without a law is worked out, as long as its raw intervals are there
-    known = {one.hour_ns for one in found if one.worth is not None}
+    found = {(one.hour_ns, one.target_id): one for one in _settled(reader, laws, settled_hours)}
+    # what was settled without a law is worked out, as long as its raw intervals are there
+    known = {hour_ns for (hour_ns, _), one in found.items() if one.worth is not None}
+    late = {hour_ns for (hour_ns, _), one in found.items() if NOT_CALIBRATED in one.reasons}
     whole_from = reader.whole_hours_from()
     hours = sorted(hour for hour in settled_hours if hour in known or whole_from is None or hour < whole_from)
-    found = [one for one in found if one.hour_ns in set(hours)]
+    spans = [(hour, hour + HOUR_NS) for hour in hours if hour in late and whole_from is not None and hour >= whole_from]
     at = window_ns[0]
     for hour_ns in [*hours, window_ns[1]]:
         if at < hour_ns:
-            found += valued(reader, (at, hour_ns), laws, targets)
+            spans.append((at, hour_ns))
         at = hour_ns + HOUR_NS
-    return found
+    for span in spans:
+        for one in valued(reader, span, laws, targets):
+            before = found.get((one.hour_ns, one.target_id))
+            if before is None or before.worth is None:
+                found[one.hour_ns, one.target_id] = one
+    return list(found.values())
 
 
 def _settled(reader: LedgerReader, laws: Laws, hours: Sequence[int]) -> list[Valued]:

@@ -15,7 +15,8 @@ _INFINITY = float("inf")
 _BYTES_PER_MIB = 2**20
 
 # What one step of each group sums, and what one unit of it times one second is worth in the quantity's source unit.
-_GAUGES = (0.01, 0.01, 1.0)  # utilization.gpu %, utilization.memory %, power mW -> s, s, mJ
+# utilization.gpu %, utilization.memory %, power mW, SM clock MHz while busy % -> s, s, mJ, million cycles
+_GAUGES = (0.01, 0.01, 1.0, 0.01)
 _GPM = {
     "graphics_util": 0.01,
     "sm_util": 0.01,
@@ -137,9 +138,9 @@ class _Gpu:
         self.newest = sample
         if sample.energy_millijoules is not None:
             self.energy_millijoules = sample.energy_millijoules
-        self.gauges.add(
-            (sample.utilization_percent, sample.memory_utilization_percent, sample.power_milliwatts), seconds
-        )
+        busy, clock = sample.utilization_percent, sample.sm_clock_mhz
+        at_work = None if busy is None or clock is None else busy * clock
+        self.gauges.add((busy, sample.memory_utilization_percent, sample.power_milliwatts, at_work), seconds)
         if sample.gpm is None:
             return
         if sample.gpm:
@@ -157,14 +158,16 @@ class _Gpu:
         if mig is not None:
             attributes["mig"] = str(int(mig))
         newest = self.newest
+        *gauges, busy_cycles = self.gauges.values()
         values = (
             self.energy_millijoules,
-            *self.gauges.values(),
+            *gauges,
             *self.gpm.values(),
             newest.memory_used_bytes,
             newest.power_milliwatts,
             newest.sm_clock_mhz,
             newest.clock_reasons,
+            busy_cycles,
         )
         return Reading("gpu", newest.uuid, attributes, values, session=session)
 

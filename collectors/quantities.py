@@ -95,6 +95,7 @@ GPU = (
     Quantity("power_mw", "gauge", 1, "power draw"),
     Quantity("sm_clock_mhz", "gauge", 1, "SM clock"),
     Quantity("clock_reasons", "gauge", 1, "bit mask of NVML clock event reasons"),
+    Quantity("busy_cycles", "integral", 1e6, "SM clock x utilization.gpu x time: over busy_ns, the clock under load"),
 )
 
 FILESYSTEM = (

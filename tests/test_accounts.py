@@ -24,7 +24,18 @@ from tests.ledgers import (
     tell_story,
 )
 
-from kvtally.agent.accounts import Payment, Window, facts_of, hour_of, on_hour, widened
+from kvtally.agent.accounts import (
+    Part,
+    Payment,
+    Window,
+    facts_in,
+    facts_of,
+    hour_of,
+    on_hour,
+    parts_of,
+    settled_hours_of,
+    widened,
+)
 from kvtally.agent.rates import RateBook
 from kvtally.agent.replica import About
 from kvtally.agent.settlement import due_hours, settle
@@ -157,6 +168,39 @@ def test_some_hours_settled_and_some_not_are_the_whole_raw_window(story: LedgerR
     assert set(story.settlements(*window)) == {START, START + HOUR, START + 3 * HOUR}
     mixed = facts_of(story, window, book, PAYMENT)
     assert totals(mixed) == totals(facts_of(story, window, book, PAYMENT, use_settled=False))
+
+
+def test_a_window_parts_into_settled_hours_of_a_day_and_what_lies_between(story: LedgerReader) -> None:
+    hours = [START + number * HOUR for number in range(4)]
+    assert parts_of(story, Window(START + HOUR // 2, START + 5 * HOUR)) == [
+        (Window(START + HOUR // 2, hours[1]), {}),
+        (Window(hours[1], hours[2]), {hours[1]: 1}),
+        (Window(hours[2], hours[3]), {}),
+        (Window(hours[3], START + 4 * HOUR), {hours[3]: 1}),
+        (Window(START + 4 * HOUR, START + 5 * HOUR), {}),
+    ]
+    assert settled_hours_of(story, Window(START, START + 4 * HOUR)) == [hours[0], hours[1], hours[3]]
+
+
+def test_settled_hours_of_two_days_are_two_parts(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    evening = START + 19 * HOUR  # 23:00
+    with reader_of(path) as reader:
+        for hour in (evening, evening + HOUR, evening + 2 * HOUR):
+            settle(reader, hour, RateBook([]), PAYMENT)
+        settle(reader, evening, RateBook([]), PAYMENT)
+        assert parts_of(reader, Window(evening, evening + 3 * HOUR)) == [
+            (Window(evening, evening + HOUR), {evening: 2}),
+            (Window(evening + HOUR, evening + 3 * HOUR), {evening + HOUR: 1, evening + 2 * HOUR: 1}),
+        ]
+
+
+def test_settled_facts_can_do_without_their_lines(story: LedgerReader) -> None:
+    part, targets = Part(Window(START, START + HOUR), {START: 1}), story.targets()
+    whole = facts_in(story, part, book_of(story), PAYMENT, targets)
+    bare = facts_in(story, part, book_of(story), PAYMENT, targets, with_lines=False)
+    assert all(one.lines for one in whole)
+    assert bare == [one._replace(lines=()) for one in whole]
 
 
 def test_the_states_of_an_hour_make_the_time_of_its_intervals_and_free_gpus_their_own(story: LedgerReader) -> None:

@@ -219,6 +219,14 @@ CASES = {
         [f"UPDATE settlement SET facts = json_set(facts, '{ENTRY}.state_ns.dreaming', 0) {SETTLED}"],
         {"states_wrong"},
     ),
+    "a share of prefill beyond the whole": (
+        [f"UPDATE settlement SET facts = json_set(facts, '{ENTRY}.split', json('[0.5, 0.7, 1.2, 1, 1, 9]')) {SETTLED}"],
+        {"split_wrong"},
+    ),
+    "a share of prefill outside its interval": (
+        [f"UPDATE settlement SET facts = json_set(facts, '{ENTRY}.split', json('[0.5, 0.4, 0.6, 1, 1, 9]')) {SETTLED}"],
+        {"split_wrong"},
+    ),
     "a time beyond the hour": (
         [f"UPDATE settlement SET facts = json_set(facts, '{ENTRY}.end_ns', {START + HOUR + 1}) {SETTLED}"],
         {"states_wrong"},

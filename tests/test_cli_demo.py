@@ -30,16 +30,24 @@ def test_it_says_first_that_it_was_recorded_and_where_and_last_what_to_type(kvta
     lines = kvtally("demo").out.splitlines()
     assert lines[0] == "RECORDED on NVIDIA H100 80GB HBM3, vllm 0.25.1, 2026-11-23, 94 s. Not live."
     assert "ASSUMED" in lines[2]
-    assert lines[-5] == "These figures were RECORDED. Your own, beside a running vLLM:"
-    assert [line.split("#")[0].strip() for line in lines[-4:]] == [
+    assert lines[-6] == "These figures were RECORDED. Your own, beside a running vLLM:"
+    assert [line.split("#")[0].strip() for line in lines[-5:]] == [
         "kvtally doctor",
         "kvtally run &",
         "kvtally cost",
+        "kvtally savings",
         "kvtally rates add --help",
     ]
 
 
-def test_its_json_is_that_of_cost_with_the_source_named(kvtally: Call, tmp_path: Path) -> None:
+def test_below_the_cost_stands_what_reuse_saved(kvtally: Call) -> None:
+    lines = kvtally("demo").out.splitlines()
+    heading = lines.index("RECORDED What KV reuse saved in it:")
+    assert lines[heading + 1].startswith("llama-8b: reuse saved ")
+    assert all(line < heading for line, text in enumerate(lines) if text.startswith(("rate:", "prompt ")))
+
+
+def test_its_json_is_that_of_cost_with_the_source_named_and_the_savings(kvtally: Call, tmp_path: Path) -> None:
     shown = json.loads(kvtally("demo", "--format", "json").out)
     source = shown.pop("source")
     assert source == {
@@ -48,7 +56,9 @@ def test_its_json_is_that_of_cost_with_the_source_named(kvtally: Call, tmp_path:
         "provenance": "one NVIDIA H100 80GB HBM3, vLLM 0.25.1, Llama-8B shape with dummy weights, 2026-11-23, "
         "recorded by the kvtally project",
     }
-    assert shown == json.loads(kvtally("cost", "--ledger", replayed(tmp_path / "on.db")).out)
+    url = replayed(tmp_path / "on.db")
+    assert shown.pop("savings") == json.loads(kvtally("savings", "--ledger", url).out)
+    assert shown == json.loads(kvtally("cost", "--ledger", url).out)
 
 
 def test_its_csv_names_the_source_on_the_line(kvtally: Call) -> None:

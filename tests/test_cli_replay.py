@@ -22,6 +22,7 @@ SAID = (
     "h100-llama8b-on: 95 pages, 467 intervals, 2026-11-23T04:46:46.962Z to 2026-11-23T04:48:21.459Z\n"
     "the recording has no scrapes.jsonl: scrapes that failed are not known\n"
 )
+NEXT = "next: kvtally cost --ledger sqlite:///on.db\n      kvtally savings --ledger sqlite:///on.db\n"
 
 
 def dump(path: Path) -> str:
@@ -43,7 +44,7 @@ def engine_rows(path: Path) -> tuple[int, ...]:
 
 
 def test_a_replay_says_what_it_read_and_prints_no_figure(kvtally: Call, tmp_path: Path) -> None:
-    assert kvtally("replay", DEMO, "--ledger", "sqlite:///on.db") == (0, "", SAID)
+    assert kvtally("replay", DEMO, "--ledger", "sqlite:///on.db") == (0, "", SAID + NEXT)
     assert engine_rows(tmp_path / "on.db") == (94, *TOTALS)
 
 

@@ -19,9 +19,13 @@ CASES = {
     "the config without a file": ("from kvtally.agent.config import load; load(None, {}, ())", HEAVY),
     "the collectors": ("; ".join(f"import kvtally.collectors.{name}" for name in COLLECTORS), HEAVY),
     "the daemon": ("import kvtally.agent.daemon, kvtally.agent.discovery", HEAVY - {"sqlite3"}),
+    "what settles hours": ("import kvtally.agent.settlement, kvtally.agent.child", {"numpy", "rich"}),
     **{
         f"kvtally {line}": (f"from kvtally.agent.cli import main; main({line.split()})", NO_WORK)
-        for line in ("--help", "run --help", "cost --help", "doctor --help", "rates add --help", "ledger settle --help")
+        for line in (
+            *("--help", "run --help", "cost --help", "savings --help", "calibrate --help", "doctor --help"),
+            *("rates add --help", "ledger settle --help"),
+        )
     },
     "what prints no table": ("from kvtally.agent.cli import main; main(['demo', '--format', 'csv'])", {"rich"}),
 }

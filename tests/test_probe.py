@@ -211,26 +211,28 @@ def test_an_engine_of_several_ranks_is_counted_as_a_whole() -> None:
             probed(vllm)
 
 
-def test_an_engine_that_counts_late_is_waited_for() -> None:
-    pages = 0
-
+@pytest.mark.parametrize("at_once", [(), (FIRST_TOKENS,)], ids=["nothing", "the first token"])
+def test_an_engine_that_counts_late_is_waited_for(at_once: tuple[str, ...]) -> None:
     def late(vllm: FakeVllm, connection: socket.socket, sent: Sent) -> bool:
-        nonlocal pages
-        pages = 0
+        prompt, pages = len(sent.json["prompt"]), 0
+        for key in at_once:
+            vllm.add(key, 1)
 
         def after_three(vllm: FakeVllm) -> None:
             nonlocal pages
             pages += 1
             if pages == 3:
-                vllm.count(len(sent.json["prompt"]))
+                vllm.count(prompt)
+                for key in at_once:
+                    vllm.add(key, -1)
 
         vllm.before_page = after_three
-        reply(connection, TOKEN, usage(len(sent.json["prompt"])), DONE)
+        reply(connection, TOKEN, usage(prompt), DONE)
         return True
 
     with FakeVllm(*[late] * 7) as vllm:
         result = probed(vllm)
-    assert len(result.probes) == 6
+    assert [probe.source for probe in result.probes] == ["engine"] * 6
     assert result.discarded == 0
 
 
@@ -313,6 +315,24 @@ def test_an_engine_that_stays_busy_ends_the_run_with_what_was_measured() -> None
     assert result.stopped == "the engine is not idle: 3 requests run and 0 wait"
 
 
+def moved(key: str) -> Act:
+    """Serve the prompt, and move another counter beside it by one."""
+
+    def act(vllm: FakeVllm, connection: socket.socket, sent: Sent) -> bool:
+        vllm.add(key, 1)
+        return vllm.serve(connection, sent)
+
+    return act
+
+
+def miscounting(vllm: FakeVllm, connection: socket.socket, sent: Sent) -> bool:
+    """Count the prompt as it is, and tell its client of a token more."""
+    prompt = len(sent.json["prompt"])
+    vllm.count(prompt)
+    reply(connection, TOKEN, usage(prompt + 1), DONE)
+    return True
+
+
 def prefill_of(seconds: float) -> Act:
     return counted(seconds=seconds)
 
@@ -323,6 +343,9 @@ def prefill_of(seconds: float) -> Act:
         (beside(100), "other requests came meanwhile"),
         (counted(cached=512), "a part of it came from a cache"),
         (counted(told=512), "a part of it came from a cache"),
+        (moved(FIRST_TOKENS), "other requests came meanwhile"),
+        (moved(FINISHED), "other requests came meanwhile"),
+        (miscounting, "the engine did not count 600 prompt tokens"),
         (counted(more=1), "the engine did not count 600 prompt tokens"),
         (stream(TOKEN, usage(600), DONE), "the page did not count it: it may be another engine's"),
         (prefill_of(60.0), "the engine's prefill time is longer than the whole answer took"),
@@ -377,7 +400,9 @@ def test_nothing_measured_for_being_disturbed_is_an_error() -> None:
 
 def test_an_engine_that_restarts_ends_the_run() -> None:
     def restart(vllm: FakeVllm, connection: socket.socket, sent: Sent) -> bool:
+        first = vllm.counters.value(FIRST_TOKENS)
         vllm.counters.begin_anew(vllm.counters.value(START) + 60)
+        vllm.counters.set(FIRST_TOKENS, first)  # others were quick to use the new one
         return vllm.serve(connection, sent)
 
     with FakeVllm(FakeVllm.serve, FakeVllm.serve, restart) as vllm:
@@ -420,7 +445,7 @@ def test_no_prompt_is_begun_that_would_not_end_in_time() -> None:
         return vllm.serve(connection, sent)
 
     with FakeVllm(FakeVllm.serve, FakeVllm.serve, slow) as vllm:
-        result = probed(vllm, seconds_max=1.1)
+        result = probed(vllm, seconds_max=2.1)  # one of them goes by to see that nobody else comes
         assert sent_lengths(vllm) == [WARM_UP, 600, 1200]
     assert [probe.prompt_tokens for probe in result.probes] == [600, 1200]
     assert result.stopped == "time is up: a prompt of 2,400 tokens would take too long"
@@ -428,7 +453,7 @@ def test_no_prompt_is_begun_that_would_not_end_in_time() -> None:
 
 def test_a_prompt_that_hangs_is_given_up_and_the_engine_left() -> None:
     with FakeVllm(FakeVllm.serve, FakeVllm.serve, hang) as vllm:
-        result = probed(vllm, seconds_max=1.0)
+        result = probed(vllm, seconds_max=2.0)  # as above
         assert vllm.hung_up.wait(10)
         assert result.stopped.endswith("/v1/completions took longer than 1 s")
     assert len(result.probes) == 1

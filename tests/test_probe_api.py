@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,10 @@ from kvtally.agent.probe.key import read_key
 from kvtally.collectors.base import CollectError
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
-    from tests.fake_vllm import Act
+    from tests.fake_vllm import Act, Sent
 
 KEY = "sk-4711-secret"
 PROMPT = [256, 257, 258]
@@ -48,10 +50,20 @@ def test_a_completion_needs_no_usage() -> None:
 
 
 def test_the_first_token_is_timed_and_not_what_comes_before_or_after() -> None:
-    comment = ": keep-alive\n\n"
-    early = 'data: {"choices":[]}\n\n'
-    with FakeVllm(stream(comment, early, TOKEN, TOKEN, usage(3), DONE)) as vllm:
-        assert completed(vllm).prompt_tokens == 3
+    waits = threading.Event()
+
+    def late(_: FakeVllm, connection: socket.socket, __: Sent) -> bool:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n: keep-alive\n\n" + b'data: {"choices":[]}\n\n')
+        waits.wait(0.1)
+        connection.sendall(TOKEN.encode())
+        waits.wait(1.0)
+        connection.sendall((TOKEN + usage(3) + DONE).encode())
+        return False
+
+    with FakeVllm(late) as vllm:
+        found = completed(vllm)
+    assert found.prompt_tokens == 3
+    assert 0.1 <= found.ttft_seconds < 1.0
 
 
 @pytest.mark.parametrize(

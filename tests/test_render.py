@@ -45,6 +45,7 @@ def units(factor: str) -> dict[str, Any]:
             "input_computed": interval(times("0.030460826"), times("0.042601675")),
             "input": interval(times("0.009256520"), times("0.012945914")),
             "output": interval(times("1.007208478"), times("1.319840803")),
+            "input_cached": {},
         },
     }
 
@@ -68,7 +69,16 @@ GROUP: dict[str, Any] = {
         "unallocated": 1.0,
         "occupied": 66.0,
     },
+    "engine_seconds_intervals": {
+        "prefill": {"low": 24.42, "high": 34.32},
+        "decode": {"low": 31.68, "high": 41.58},
+        "stall": {"low": 0.0, "high": 0.0},
+        "store": {"low": 0.0, "high": 0.0},
+    },
     "prefill_share": {"low": 0.37, "point": 0.45, "high": 0.52},
+    "split_law": "step law",
+    "split_scale": 0.98,
+    "calibrations": ["3"],
     "cost": {
         "total": "0.070238889",
         "gpu": "0.070238889",
@@ -80,6 +90,7 @@ GROUP: dict[str, Any] = {
             "unallocated": "0.000747222",
         },
     },
+    "orphan_holding": ZERO,
     "cost_per_million": {"fully_loaded": units("1"), "active": units("0.7")},
     "basis": {"tokens": "MEASURED", "states": "MODELLED", "cost": "ASSUMED", "split": "MODELLED"},
     "rates": ["gpu NVIDIA H100 80GB HBM3 on-demand 2.69 USD/gpu-hour from 2026-09-01 (ASSUMED: packaged: a market)"],
@@ -118,18 +129,31 @@ def changed(answer: dict[str, Any], **parts: Any) -> dict[str, Any]:
 
 def without_price() -> dict[str, Any]:
     answer = changed(
-        ANSWER, cost=None, cost_per_million=None, rates=[], basis=GROUP["basis"] | {"cost": None, "tokens": "MODELLED"}
+        ANSWER,
+        cost=None,
+        orphan_holding=None,
+        cost_per_million=None,
+        rates=[],
+        basis=GROUP["basis"] | {"cost": None, "tokens": "MODELLED"},
     )
     return answer | {"findings": [NO_RATE, BROKEN, TOLD]}
 
 
 def without_split() -> dict[str, Any]:
     unknown: dict[str, Any] = dict.fromkeys(("input", "input_computed", "output"))
-    unknown["intervals"] = dict.fromkeys(units("1")["intervals"])
+    unknown["intervals"] = dict.fromkeys(units("1")["intervals"]) | {"input_cached": {}}
     both = {view: each | unknown for view, each in GROUP["cost_per_million"].items()}
     times = GROUP["engine_seconds"] | {"prefill": None, "decode": None}
     return changed(
-        ANSWER, prefill_share=None, cost_per_million=both, engine_seconds=times, basis=GROUP["basis"] | {"split": None}
+        ANSWER,
+        prefill_share=None,
+        split_law=None,
+        split_scale=None,
+        calibrations=[],
+        cost_per_million=both,
+        engine_seconds=times,
+        engine_seconds_intervals=dict.fromkeys(GROUP["engine_seconds_intervals"]),
+        basis=GROUP["basis"] | {"split": None},
     )
 
 
@@ -138,8 +162,33 @@ def with_an_outer_tier() -> dict[str, Any]:
     tokens["cached"] = {"hbm": 1_000_000, "dram": None, "disk": None, "p2p": None, "external": 969_008}
     both = deepcopy(GROUP["cost_per_million"])
     for view in both.values():
-        view["input_cached"]["external"] = None
-    return changed(ANSWER, tokens=tokens, cost_per_million=both)
+        view["input_cached"]["external"] = view["intervals"]["input_cached"]["external"] = None
+    times = GROUP["engine_seconds"] | {"stall": None, "store": None}
+    intervals = GROUP["engine_seconds_intervals"] | {"stall": None, "store": None}
+    law: dict[str, Any] = {"split_law": "two costs", "split_scale": None, "calibrations": []}
+    return changed(
+        ANSWER, tokens=tokens, cost_per_million=both, engine_seconds=times, engine_seconds_intervals=intervals, **law
+    )
+
+
+def with_copies() -> dict[str, Any]:
+    """Loading and storing told apart, storage that holds for nobody."""
+    answer = with_an_outer_tier()
+    group = answer["groups"][0]
+    group["engine_seconds"] |= {"prefill": 20.5, "decode": 34.1, "stall": 1.4, "store": 10.0}
+    group["engine_seconds_intervals"] = {
+        "prefill": {"low": 17.2, "high": 23.9},
+        "decode": {"low": 30.1, "high": 38.6},
+        "stall": {"low": 1.0, "high": 1.8},
+        "store": {"low": 5.0, "high": 12.0},
+    }
+    group |= {"split_law": "step law", "split_scale": 1.02, "calibrations": ["3", "not stored"]}
+    group["tokens"]["cached"] |= {"dram": 969_008, "external": 0}
+    for view in group["cost_per_million"].values():
+        view["input_cached"] = {"hbm": ZERO, "dram": "0.018190780"}
+        view["intervals"]["input_cached"] = {"dram": interval("0.010276960", "0.021426079")}
+    group["orphan_holding"] = "0.001234567"
+    return answer
 
 
 def dear() -> dict[str, Any]:
@@ -148,6 +197,10 @@ def dear() -> dict[str, Any]:
     group = copy["groups"][0]
     group["cost"]["total"] = group["cost"]["gpu"] = "1234567.891000000"
     group["engine_seconds"] |= {"occupied": 12_345_678.0, "prefill": 5_555_555.5, "decode": 6_790_122.5}
+    group["engine_seconds_intervals"] |= {
+        "prefill": {"low": 4_567_900.9, "high": 6_419_752.6},
+        "decode": {"low": 5_925_925.4, "high": 7_777_777.1},
+    }
     group["tokens"] |= {"prompt": 987_654_321_012, "generated": 9_876_543_210}
     return copy
 
@@ -176,6 +229,7 @@ ANSWERS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "no-price": without_price,
     "no-split": without_split,
     "outer-tier": with_an_outer_tier,
+    "copies": with_copies,
     "dear": dear,
     "several": several,
     "by-hour": by_hour,
@@ -370,7 +424,7 @@ def test_a_recording_without_a_gpu_or_a_version_still_says_what_it_is(capsys: py
 
 def test_the_next_commands_are_commands(capsys: pytest.CaptureFixture[str]) -> None:
     what_next()
-    assert capsys.readouterr().out.count("\n  kvtally ") == 4
+    assert capsys.readouterr().out.count("\n  kvtally ") == 5
 
 
 def test_progress_gives_what_the_task_gives_and_nothing_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:

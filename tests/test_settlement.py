@@ -22,12 +22,13 @@ from tests.ledgers import (
     reader_of,
     tell_story,
 )
+from tests.serving import NAME, ServingEngine, Site
 
 from kvtally.agent.accounts import Payment, Window, facts_of
 from kvtally.agent.audit import audit
 from kvtally.agent.rates import RateBook
 from kvtally.agent.replica import About
-from kvtally.agent.settlement import GRACE_NS, due_hours, prune_before, settle, settle_again
+from kvtally.agent.settlement import GRACE_NS, due_hours, prune_before, settle, settle_again, settle_hours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -282,3 +283,90 @@ def test_a_settlement_or_a_prune_that_is_killed_at_any_statement_is_there_whole_
     assert rows(path, "SELECT count(*) FROM prune_log") == [(1,)]
     with reader_of(path) as reader:
         assert audit(reader, book_of(reader)) == []
+
+
+# -- what reuse was worth
+
+
+def savings_of(reader: LedgerReader) -> dict[int, tuple[int, int | None, bool]]:
+    """By hours after the start: revision, number of the calibration, and whether there is a figure."""
+    return {
+        (hour_ns - START) // HOUR: (one.revision, one.calibration_id, one.body["worth"] is not None)
+        for (hour_ns, _), one in reader.savings(0, 2**62).items()
+    }
+
+
+def served(path: str, seconds: int) -> Site:
+    site = Site(path, [ServingEngine(NAME)])
+    site.scrape(site.engines)
+    return site.serve(seconds)
+
+
+def test_hours_are_settled_by_a_law_that_is_learned_and_stored_first(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    served(path, 2 * 3600 + 600).close()
+    with reader_of(path) as reader:
+        reader.add_rates(RATES)
+        due = due_hours(reader, START + 2 * HOUR + GRACE_NS)
+        assert settle_hours(reader, due, START + 2 * HOUR + GRACE_NS, book_of(reader), PAYMENT) == [1, 1]
+        assert savings_of(reader) == {0: (1, 1, True), 1: (1, 1, True)}
+        assert settle_hours(reader, [], STORY_END, book_of(reader), PAYMENT) == []
+        (law,) = reader.calibrations()
+        assert audit(reader, book_of(reader)) == []
+    assert (law.reason, law.calibration.evidence.end_ns) == ("first evidence", START + (2 * 3600 + 600) * SECOND)
+
+
+def test_an_hour_that_intervals_come_to_later_is_valued_again_by_the_law_that_it_had(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    site = served(path, 3000)
+    with reader_of(path) as reader:
+        reader.add_rates(RATES)
+        settle_hours(reader, [START], START + HOUR + GRACE_NS, book_of(reader), PAYMENT)
+        before = reader.savings(0, 2**62)
+    site.serve(3600).close()
+    with reader_of(path) as reader:
+        (hour,) = due_hours(reader, site.at_ns)
+        assert hour == START
+        assert settle_hours(reader, [hour], site.at_ns, book_of(reader), PAYMENT) == [2]
+        assert [one.id for one in reader.calibrations()] == [1, 2]  # an hour has passed: there is a newer one
+        assert savings_of(reader) == {0: (2, 1, True)}
+        after = reader.savings(0, 2**62)
+    (first,), (second,) = before.values(), after.values()
+    # 100 and 120 scrapes of four requests
+    assert (first.body["worth"]["requests"], second.body["worth"]["requests"]) == (400.0, 480.0)
+
+
+def test_engines_that_have_no_law_are_settled_all_the_same(story: LedgerReader) -> None:
+    due = due_hours(story, STORY_END)
+    facts = [facts_of(story, Window(hour, hour + HOUR), book_of(story), PAYMENT, use_settled=False) for hour in due]
+    assert settle_hours(story, due, STORY_END, book_of(story), PAYMENT) == [1] * 4
+    assert [facts_of(story, Window(hour, hour + HOUR), book_of(story), PAYMENT) for hour in due] == facts
+    bodies = [one.body for one in story.savings(0, 2**62).values()]
+    assert {body["worth"] for body in bodies} == {None}
+    assert {reason[0] for body in bodies for reason in body["reasons"]} == {"the shape of model llama-8b is not known"}
+    assert story.calibrations() == []
+    assert audit(story, book_of(story)) == []
+
+
+def test_settling_that_is_killed_at_any_statement_leaves_hours_whole_or_unsettled(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    served(path, 2 * 3600 + 600).close()
+
+    def settle_them() -> None:
+        with reader_of(path) as reader:
+            now_ns = START + 2 * HOUR + GRACE_NS
+            settle_hours(reader, due_hours(reader, now_ns), now_ns, book_of(reader), PAYMENT)
+
+    with reader_of(path) as reader:
+        reader.add_rates(RATES)
+    statements = 0
+    while killed_at(statements, settle_them):
+        with reader_of(path) as reader:
+            assert audit(reader, book_of(reader)) == []
+            assert savings_of(reader).keys() == {(hour - START) // HOUR for hour in reader.settled_hours()}
+        statements += 7
+    assert statements > 14
+    with reader_of(path) as reader:
+        # the law is the same whenever the work begins anew
+        assert savings_of(reader) == {0: (1, 1, True), 1: (1, 1, True)}
+        assert len(reader.calibrations()) == 1

@@ -388,6 +388,25 @@ def test_of_a_backlog_the_makespan_says_what_marginal_seconds_say(law: str) -> N
     assert truth.makespan_all == pytest.approx(truth.net_all, rel=0.06)
 
 
+def test_marginal_seconds_are_what_the_formula_of_the_method_gives_for_the_mean_batch() -> None:
+    scenario = build("hbm_only8", 1, seconds=120)
+    law = scenario.law
+    for config in (scenario.config, without_caches(scenario.config)):
+        run = Engine(config, law, scenario.trace).run()
+        busy = run.column("decodes")[run.column("prefill") > 0]
+        share, decodes = float(np.mean(busy > 0)), round(float(busy[busy > 0].mean()))
+        context = decodes * round(float(np.mean([one.prompt + one.generated / 2 for one in run.served])))
+        total = 0.0
+        for one in run.served:
+            for done in range(one.cached, one.prompt, 8192):
+                size = min(8192, one.prompt - done)
+                products = size * (done + size / 2)
+                mixed = law.step(Batch(decodes + size, size, products, context, decodes + 1)).wall
+                total += share * (mixed - law.step(Batch(decodes, 0, 0, context, decodes)).wall)
+                total += (1 - share) * law.step(Batch(size, size, products, 0, 1)).wall
+        assert prefill_seconds(run) == pytest.approx(total, rel=0.03)
+
+
 def test_slow_storage_can_cost_more_than_it_saves() -> None:
     truth = truth_of(build("slow8", 1, seconds=200))
     assert truth.gross_outer > 0

@@ -18,6 +18,8 @@ COMMANDS = {
     "demo": ("kvtally.agent.cli.demo:demo", "A first look: a real recording, with no engine and no GPU."),
     "run": ("kvtally.agent.cli.run:run", "The sidecar: find engines, scrape them, keep the ledger."),
     "cost": ("kvtally.agent.cli.cost:cost", "Cost per million tokens, and its parts."),
+    "savings": ("kvtally.agent.cli.savings:savings", "What KV reuse saved: gross, net and realised, per tier."),
+    "calibrate": ("kvtally.agent.cli.calibrate:calibrate", "Learn how fast these engines are, for the savings."),
     "model": ("kvtally.agent.cli.model:model", "Predict what a KV cache would gain and cost."),
     "doctor": ("kvtally.agent.cli.doctor:doctor", "What is found here, what is missing, and what to do."),
     "rates": ("kvtally.agent.cli.rates:rates", "List, add and import prices."),

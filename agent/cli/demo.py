@@ -21,7 +21,7 @@ RECORDING = "h100-llama8b.tar.xz"
     help="How to print.",
 )
 def demo(form: str) -> None:
-    """Replay a recording of a real H100 into a temporary ledger and show what its tokens cost."""
+    """Replay a recording of a real H100 into a temporary ledger and show what its tokens cost and reuse saved."""
     from kvtally.agent.accounts import Payment  # noqa: PLC0415  # --help needs none of it
     from kvtally.agent.book import book_of  # noqa: PLC0415  # as above
     from kvtally.agent.cli.cost import show  # noqa: PLC0415  # as above
@@ -30,20 +30,30 @@ def demo(form: str) -> None:
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
     from kvtally.agent.recording import open_recording  # noqa: PLC0415  # as above
     from kvtally.agent.report import cost_report  # noqa: PLC0415  # as above
+    from kvtally.agent.savings_report import savings_report  # noqa: PLC0415  # as above
 
     recording = open_recording(files("kvtally.agent") / "demo" / RECORDING)
     with tempfile.TemporaryDirectory(prefix="kvtally-demo-") as folder:
         url = f"sqlite:///{Path(folder) / 'demo.db'}"
         done = into_ledger(recording, url, Config())
         with LedgerReader(url) as reader:
-            report = cost_report(reader, None, ["model"], book_of(reader, Config()), Payment())
+            book = book_of(reader, Config())
+            report = cost_report(reader, None, ["model"], book, Payment())
+            saved = savings_report(reader, None, ["model"], book, Payment()).as_json()
     source = {"kind": "RECORDED", "name": recording.name, "provenance": recording.meta.get("provenance")}
     answer = {"source": source, **report.as_json()}
     if form != "table":
-        show(answer, form)
+        show({**answer, "savings": saved} if form == "json" else answer, form)
         return
-    from kvtally.agent.render.recorded import banner, what_next  # noqa: PLC0415  # rich is loaded for a table only
+    from kvtally.agent.render.recorded import (  # noqa: PLC0415  # rich is loaded for a table only
+        banner,
+        savings_heading,
+        what_next,
+    )
+    from kvtally.agent.render.savings import savings_table  # noqa: PLC0415  # as above
 
     banner(recording.meta, done.end_ns - done.start_ns, done.start_ns)
     show(answer, form)
+    savings_heading()
+    savings_table(saved, is_below_cost=True)
     what_next()

@@ -79,8 +79,8 @@ def audit(form: str | None, ledger: str | None, config_path: str | None) -> None
     """Check every invariant of the ledger; exit status 1 if one is violated."""
     from kvtally.agent.audit import audit as violated  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
     from kvtally.agent.book import book_of  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
     from kvtally.agent.grouping import finding_json  # noqa: PLC0415  # as above
+    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
 
     config, url = settings(config_path, ledger)
     with LedgerReader(url) as reader:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvtally.agent.cli.options import Seconds, chosen_format, format_option
+from kvtally.agent.cli.options import Seconds, chosen_format, format_option, ledger_options, window_options
+from kvtally.agent.cli.request_evidence import requests_option
+
+if TYPE_CHECKING:
+    from kvtally.agent.model_report import Question
 
 _SMOOTH = (
     *(step / 50 for step in range(45)),
@@ -14,13 +18,46 @@ _SMOOTH = (
 )  # of a chart: steep at its end
 
 
+_OF_THE_LEDGER = ("calibrated", "measured", "what_if")
+# options that say more about one that asks a ledger: without it they would do nothing
+_GO_WITH = {
+    "calibration": ("calibrated", "what_if"),
+    "log_path": ("measured",),
+    "extra_reuse": ("what_if",),
+    **dict.fromkeys(("replica", "since", "until", "ledger", "config_path"), _OF_THE_LEDGER),
+}
+
+
 @click.command(
     epilog="\b\nExample: a 70B model on 4 H100, with a file system of 40 GB/s at 145 USD a TB and month\n"
-    "  kvtally model --model llama-70b --gpu H100 --gpus 4 --storage 'scale=40GB/s,$145/TB-month' --svg 70b.svg"
+    "  kvtally model --model llama-70b --gpu H100 --gpus 4 --storage 'scale=40GB/s,$145/TB-month' --svg 70b.svg\n\n\b\n"
+    "Example: 10 TB of storage for a ledger's deployment, if it turned a fifth of its computed tokens into hits\n"
+    "  kvtally model --calibrated --measured --what-if 'disk=10TB@20GB/s,$300/TB' --extra-reuse 20%"
 )
-@click.option("--model", required=True, metavar="NAME|FILE", help="A packaged name (llama-70b), or a config.json.")
+@click.option("--model", metavar="NAME|FILE", help="A packaged name (llama-70b), or a config.json.")
 @click.option("--gpu", default="H100", show_default=True, metavar="NAME", help="H100, H200, A100, … or NVML's name.")
 @click.option("--gpus", type=click.IntRange(1, 10_000), default=1, show_default=True, help="GPUs of a replica.")
+@click.option("--calibrated", is_flag=True, help="By the ledger's own law, of its own model and GPUs.")
+@click.option("--measured", is_flag=True, help="Lay the ledger's own points beside the curves, with the error.")
+@click.option(
+    "--what-if",
+    multiple=True,
+    metavar="SPEC",
+    help="A store, under the reuse seen: NAME=10TB@20GB/s,$300/TB; repeatable.",
+)
+@click.option(
+    "--extra-reuse",
+    default="0%",
+    show_default=True,
+    metavar="%",
+    help="Of the computed tokens: what that store turns into hits.",
+)
+@click.option("--replica", metavar="NAME", help="Of the ledger, where it holds several kinds.")
+@click.option(
+    "--calibration", type=click.IntRange(min=1), metavar="N", help="Its law. [default: the newest, or learned]"
+)
+@requests_option
+@window_options
 @click.option("--weight-dtype", metavar="TYPE", help="In place of the config's, such as bfloat16.")
 @click.option("--kv-dtype", metavar="TYPE", help="Of the KV cache, such as fp8. [default: as the weights']")
 @click.option("--quantization", metavar="METHOD", help="In place of the config's, such as fp8.")
@@ -46,11 +83,10 @@ _SMOOTH = (
 )
 @click.option(
     "--first-token-seconds",
-    "--t0",
     type=Seconds(0, 3600),
     default=0.05,
     show_default=True,
-    help="Of every request, beside prefill and load.",
+    help="Of every request, beside prefill and load: t0.",
 )
 @click.option("--efficiency", metavar="LOW,POINT,HIGH", help="Of the peak, in matrices. [default: 0.40,0.55,0.70]")
 @click.option("--attention-efficiency", metavar="LOW,POINT,HIGH", help="In attention. [default: 0.30,0.40,0.55]")
@@ -64,34 +100,46 @@ _SMOOTH = (
 @click.option("--all-reduce", is_flag=True, help="Count what tensor parallelism sends between GPUs.")
 @click.option("--gpu-price", metavar="PRICE", help="Of a rented GPU, an hour. [default: the packaged one]")
 @click.option("--owned", metavar="PRICE", help="Of a GPU that is bought, with its share of the node.")
-@click.option("--years", default="5", show_default=True, help="That it is kept.")
-@click.option("--residual-share", default="0.10", show_default=True, help="Of its price, what it is worth then.")
-@click.option("--interest", default="0.08", show_default=True, help="A year.")
-@click.option("--opex-share", default="0.10", show_default=True, help="Of its price: upkeep of a year, without power.")
-@click.option("--watts", default="0", show_default=True, help="That it draws, with its share of the host.")
-@click.option("--pue", default="1.54", show_default=True, help="What the building draws for each of them.")
-@click.option("--kwh-price", default="0.0929", show_default=True, help="Of a kWh.")
-@click.option("--host-price", default="0", show_default=True, help="Of what a replica takes beside its GPUs, an hour.")
+@click.option("--years", default="5", show_default=True, metavar="YEARS", help="That it is kept.")
+@click.option(
+    "--residual-share", default="0.10", show_default=True, metavar="SHARE", help="Of its price, what it is worth then."
+)
+@click.option("--interest", default="0.08", show_default=True, metavar="SHARE", help="A year.")
+@click.option(
+    "--opex-share",
+    default="0.10",
+    show_default=True,
+    metavar="SHARE",
+    help="Of its price: upkeep of a year, without power.",
+)
+@click.option("--watts", default="0", show_default=True, metavar="W", help="That it draws, with its share of the host.")
+@click.option(
+    "--pue", default="1.54", show_default=True, metavar="FACTOR", help="What the building draws for each of them."
+)
+@click.option("--kwh-price", default="0.0929", show_default=True, metavar="PRICE", help="Of a kWh.")
+@click.option(
+    "--host-price",
+    default="0",
+    show_default=True,
+    metavar="PRICE",
+    help="Of what a replica takes beside its GPUs, an hour.",
+)
 @click.option("--currency", default="USD", show_default=True, metavar="CODE", help="That prices are in.")
 @click.option("--svg", type=click.Path(dir_okay=False, writable=True), metavar="FILE", help="Write a chart, too.")
 @format_option("table", "json", "csv")
+@ledger_options
 def model(svg: str | None, form: str | None, **values: Any) -> None:
     """Predict time to first token and cost with a KV cache, and say when one pays.
 
-    By datasheet and assumed efficiencies; each figure has the range that these leave. Every input is shown with where
-    it comes from: GIVEN, a SOURCE, or ASSUMED.
+    By datasheet and assumed efficiencies, or by the law that a ledger's deployment has taught; each figure has the
+    range that these leave. Every input is shown with where it comes from: GIVEN, a SOURCE, MODELLED or ASSUMED.
+
+    A ledger is asked about its last seven days, or those of --since and --until. Exit status 1 where it cannot carry
+    the answer.
     """
-    from click.core import ParameterSource  # noqa: PLC0415  # --help needs none of it
+    from kvtally.agent.model_report import model_report  # noqa: PLC0415  # --help needs none of it
 
-    from kvtally.agent.cli.model_question import Options, question_of  # noqa: PLC0415  # as above
-    from kvtally.agent.model_report import model_report  # noqa: PLC0415  # as above
-
-    context = click.get_current_context()
-
-    def is_given(name: str) -> bool:
-        return context.get_parameter_source(name) is not ParameterSource.DEFAULT
-
-    question = question_of(Options(values, is_given))
+    question = _question(values)
     report = model_report(question)
     if svg is not None:
         from kvtally.agent.render.chart import chart  # noqa: PLC0415  # only here
@@ -100,6 +148,37 @@ def model(svg: str | None, form: str | None, **values: Any) -> None:
         with open(svg, "w", encoding="utf-8") as file:  # noqa: PTH123  # one write
             file.write(chart(smooth))
     show(report, chosen_format(form))
+
+
+def _question(values: dict[str, Any]) -> Question:
+    """What is asked; where a ledger cannot carry it, the process ends with status 1 and the reasons."""
+    from click.core import ParameterSource  # noqa: PLC0415  # as above
+
+    from kvtally.agent.cli.model_question import Options, check_currency, question_of, subject_of  # noqa: PLC0415
+
+    context = click.get_current_context()
+
+    def is_given(name: str) -> bool:
+        return context.get_parameter_source(name) is not ParameterSource.DEFAULT
+
+    options = Options(values, is_given)
+    for option in context.command.params:
+        needed = _GO_WITH.get(option.name or "", ())
+        if needed and is_given(option.name or "") and not any(values[name] for name in needed):
+            names = " or ".join(f"--{name.replace('_', '-')}" for name in needed)
+            raise click.UsageError(f"{option.opts[-1]} goes with {names}")
+    check_currency(options)
+    if not any(values[name] for name in _OF_THE_LEDGER):
+        return question_of(options, subject_of(options))
+
+    from kvtally.agent.cli.model_ledger import ledger_subject  # noqa: PLC0415  # SQLAlchemy and numpy, for a ledger
+    from kvtally.agent.model_report.deployment import NotCarried  # noqa: PLC0415  # as above
+
+    try:
+        return question_of(options, ledger_subject(options))
+    except NotCarried as reasons:
+        click.echo(f"kvtally model: {reasons}", err=True)
+        context.exit(1)
 
 
 def show(report: dict[str, Any], form: str) -> None:

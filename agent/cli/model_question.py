@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import msgspec
 
-from kvtally.agent.cli.quantity import bytes_of, counts_of, numbers_of, positive, shares_of, store_of
+from kvtally.agent.cli.model_prices import gpu_price, stores_asked
+from kvtally.agent.cli.quantity import counts_of, numbers_of, positive, shares_of
 from kvtally.agent.forward import PRIOR, PRIOR_FAST, PRIOR_SLOW, Efficiency, LawRange, roofline
-from kvtally.agent.forward_cost.cost import Owned, Scenario
+from kvtally.agent.forward_cost.cost import Scenario
 from kvtally.agent.hardware import SHORT_NAMES, gpu_of
-from kvtally.agent.model_report import Input, Question
+from kvtally.agent.model_report.report import Input, Question
 from kvtally.agent.model_shape import UnknownArchitecture, shape_of
-from kvtally.agent.price import NANO, parse_decimal
+from kvtally.agent.price import parse_decimal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from decimal import Decimal
 
     from kvtally.agent.forward import Parameters
     from kvtally.agent.forward_cost.cost import Store
     from kvtally.agent.hardware import Gpu
+    from kvtally.agent.model_report.report import Told
     from kvtally.agent.model_shape import ModelShape
 
 PRESETS = "model_presets.toml"
@@ -34,8 +36,6 @@ _COUNTED = {
     "active": ("SOURCE", "config.json, with embedding and output matrix"),
     "linear": ("SOURCE", "config.json, without embedding and output matrix"),
 }
-_DEFAULT_STORAGE = ("average storage=8GB/s,$300/TB", "fast storage=100GB/s,$300/TB")
-_DEFAULT_DRAM = ("DRAM=200GB/s,$1000/128GB",)
 
 
 class Options(NamedTuple):
@@ -59,36 +59,93 @@ class Options(NamedTuple):
         return value
 
 
-def question_of(options: Options) -> Question:
-    """The question that the options ask; click.UsageError or RateError where they ask none."""
+class Subject(NamedTuple):
+    """What is asked about: from options alone, or from a ledger.
+
+    hourly  of one GPU, and
+    host    of what a replica takes beside them
+    told    what a ledger says beside the curves
+    """
+
+    model: str
+    shape: ModelShape
+    gpu: Gpu | None
+    gpus: int
+    laws: LawRange
+    hourly: Decimal | None
+    host: Decimal
+    price: Input
+    prompts: tuple[int, ...]
+    currency: str
+    inputs: tuple[Input, ...]
+    supposed: tuple[Store, ...] = ()
+    told: Told | None = None
+
+
+def subject_of(options: Options) -> Subject:
+    """What the options ask about; click.UsageError or RateError where that is nothing."""
     values = options.values
-    if not re.fullmatch("[A-Z]{3}", values["currency"]):
-        raise click.UsageError(f"--currency {values['currency']!r} is no ISO 4217 code such as USD")
-    shape, model, model_input = _shape(options)
-    gpu = gpu_of(values["gpu"])
-    if gpu is None:
-        raise click.UsageError(f"--gpu {values['gpu']!r} is not in the table: {', '.join(SHORT_NAMES)}")
-    laws, law_inputs = _laws(options, shape, gpu)
-    stores, store_inputs = _stores(options)
-    hourly, price_input = _gpu_price(options, gpu)
-    scenario = Scenario(
-        laws,
-        shape.kv_bytes_per_token,
+    if values["model"] is None:
+        raise click.UsageError("--model NAME, or a ledger's own: --calibrated, --measured")
+    shape, model_input = shape_asked(options)
+    gpu = gpu_asked(options)
+    laws, law_inputs = packaged_laws(options, shape, gpu, values["gpus"])
+    hourly, price = gpu_price(options, gpu, values["currency"])
+    gpu_input = Input("GPU", f"{values['gpus']} x {gpu.name}", options.basis("gpus"))
+    return Subject(
+        values["model"],
+        shape,
+        gpu,
         values["gpus"],
-        stores,
+        laws,
         hourly,
         options.decimal("host_price"),
+        price,
+        prompts_asked(options),
+        values["currency"],
+        (model_input, gpu_input, *law_inputs),
+    )
+
+
+def gpu_asked(options: Options) -> Gpu:
+    """The GPU that is named."""
+    gpu = gpu_of(options.values["gpu"])
+    if gpu is None:
+        raise click.UsageError(f"--gpu {options.values['gpu']!r} is not in the table: {', '.join(SHORT_NAMES)}")
+    return gpu
+
+
+def prompts_asked(options: Options) -> tuple[int, ...]:
+    """The prompt lengths that are named."""
+    return counts_of("--prompt", options.values["prompt"], PROMPT_LIMIT_TOKENS)
+
+
+def check_currency(options: Options) -> None:
+    """click.UsageError where it is none."""
+    if not re.fullmatch("[A-Z]{3}", options.values["currency"]):
+        raise click.UsageError(f"--currency {options.values['currency']!r} is no ISO 4217 code such as USD")
+
+
+def question_of(options: Options, subject: Subject) -> Question:
+    """The question that the options ask about a subject; click.UsageError or RateError where they ask none."""
+    values = options.values
+    stores, store_inputs = stores_asked(options, subject.supposed)
+    scenario = Scenario(
+        subject.laws,
+        subject.shape.kv_bytes_per_token,
+        subject.gpus,
+        stores,
+        subject.hourly,
+        subject.host,
         values["replicas"],
         values["output_tokens"],
         values["token_seconds"],
         values["overlap"],
     )
     inputs = [
-        model_input,
-        Input("GPU", f"{values['gpus']} x {gpu.name}", options.basis("gpus")),
-        *law_inputs,
+        *subject.inputs,
         *store_inputs,
-        price_input,
+        subject.price,
         Input("host of a replica", f"{values['host_price']} an hour", options.basis("host_price"), _host(options)),
         Input("replicas that share each store", str(values["replicas"]), options.basis("replicas")),
         Input(
@@ -99,15 +156,16 @@ def question_of(options: Options) -> Question:
         Input("traffic", "one request after the other, without a pause", "ASSUMED", "batches cost less a token"),
     ]
     return Question(
-        model,
-        shape,
-        gpu,
+        subject.model,
+        subject.shape,
+        subject.gpu,
         scenario,
-        counts_of("--prompt", values["prompt"], PROMPT_LIMIT_TOKENS),
+        subject.prompts,
         shares_of("--reuse", values["reuse"]),
         tuple(inputs),
-        values["currency"],
-        prices_basis=_prices_basis(options),
+        subject.currency,
+        prices_basis=_prices_basis(options, subject.price),
+        ledger=subject.told,
     )
 
 
@@ -115,15 +173,13 @@ def _host(options: Options) -> str:
     return "" if options.is_given("host_price") else "inside the GPU price"
 
 
-def _prices_basis(options: Options) -> str:
+def _prices_basis(options: Options, gpu_price: Input) -> str:
     """MODELLED where every price is the caller's own."""
-    is_own = (options.is_given("gpu_price") or options.is_given("owned")) and (
-        options.is_given("storage") and options.is_given("dram")
-    )
+    is_own = gpu_price.basis != "ASSUMED" and all(options.is_given(name) for name in ("storage", "dram", "life_years"))
     return "MODELLED" if is_own else "ASSUMED"
 
 
-def _shape(options: Options) -> tuple[ModelShape, str, Input]:
+def shape_asked(options: Options) -> tuple[ModelShape, Input]:
     """The shape of a packaged name or of a config.json."""
     name = options.values["model"]
     presets = _presets()
@@ -137,7 +193,7 @@ def _shape(options: Options) -> tuple[ModelShape, str, Input]:
         shape = shape_of(config, **chosen)
     except UnknownArchitecture as unknown:
         raise click.UsageError(f"--model {name}: {unknown} ({unknown.hint})") from unknown
-    return shape, name, told
+    return shape, told
 
 
 def _presets() -> dict[str, dict[str, Any]]:
@@ -177,7 +233,7 @@ def _efficiencies(options: Options, name: str, prior: tuple[float, float, float]
     return given[1], given[0], given[2]
 
 
-def _laws(options: Options, shape: ModelShape, gpu: Gpu) -> tuple[LawRange, list[Input]]:
+def packaged_laws(options: Options, shape: ModelShape, gpu: Gpu, gpus: int) -> tuple[LawRange, list[Input]]:
     """The rooflines at the efficiencies' medians and ends."""
     values = options.values
     compute = _efficiencies(options, "efficiency", (PRIOR.compute, PRIOR_SLOW.compute, PRIOR_FAST.compute))
@@ -190,7 +246,7 @@ def _laws(options: Options, shape: ModelShape, gpu: Gpu) -> tuple[LawRange, list
             roofline(
                 shape,
                 gpu,
-                values["gpus"],
+                gpus,
                 Efficiency(*pair),
                 first_token_seconds=values["first_token_seconds"],
                 parameters=parameters,
@@ -206,7 +262,10 @@ def _laws(options: Options, shape: ModelShape, gpu: Gpu) -> tuple[LawRange, list
         Input("parameters of a token", f"{counted / 1e9:.4g}e9", *_COUNTED.get(values["parameters"], ("GIVEN",))),
         Input("KV of a token", f"{shape.kv_bytes_per_token:,.0f} B", "SOURCE", "config.json"),
         Input(
-            "peak of a GPU", f"{peak / 1e12:,.4g} TFLOP/s, {'fp8' if shape.is_fp8 else 'bf16'}", "SOURCE", gpu.source
+            "peak of a GPU",
+            f"{peak / 1e12:,.4g} TFLOP/s, {'fp8' if shape.is_fp8 else 'bf16'}",
+            _peak_basis(gpu),
+            gpu.source,
         ),
         _share_input("compute efficiency", compute, options.basis("efficiency")),
         _share_input("attention efficiency", attention, options.basis("attention_efficiency")),
@@ -214,9 +273,19 @@ def _laws(options: Options, shape: ModelShape, gpu: Gpu) -> tuple[LawRange, list
             "t0, beside prefill and load", f"{values['first_token_seconds']:g} s", options.basis("first_token_seconds")
         ),
         Input("all-reduces", "counted" if values["all_reduce"] else "not counted", options.basis("all_reduce")),
-        Input("loading", "overlaps" if values["overlap"] else "stalls the prefill", options.basis("overlap")),
+        loading_input(options),
     ]
     return laws, told
+
+
+def loading_input(options: Options) -> Input:
+    """Whether loads hide behind the prefill."""
+    return Input("loading", "overlaps" if options.values["overlap"] else "stalls the prefill", options.basis("overlap"))
+
+
+def _peak_basis(gpu: Gpu) -> str:
+    """A row of the table that nobody could look up says so in its source."""
+    return "ASSUMED" if "ASSUMED" in gpu.source else "SOURCE"
 
 
 def _share_input(name: str, shares: tuple[float, float, float], basis: str) -> Input:
@@ -234,63 +303,3 @@ def _parameters(text: str) -> Parameters:
         return positive("--parameters", float(text))
     except ValueError:
         raise click.UsageError(f"--parameters {text!r}: write active, linear or a number such as 70.6e9") from None
-
-
-def _stores(options: Options) -> tuple[tuple[Store, ...], list[Input]]:
-    values = options.values
-    capacity = bytes_of("--capacity", values["capacity"])
-    life = options.positive("life_years")
-    told = [
-        Input("capacity of each store", values["capacity"], options.basis("capacity")),
-        Input("life of what is bought", f"{life:g} years, written off evenly", options.basis("life_years")),
-    ]
-    stores = []
-    for name, kind, default in (("storage", "storage", _DEFAULT_STORAGE), ("dram", "dram", _DEFAULT_DRAM)):
-        for text in values[name] or default:
-            store = store_of(f"--{name}", text, "dram" if kind == "dram" else "storage", capacity, life)
-            stores.append(store)
-            source = "" if options.is_given(name) else "a list price: state your own"
-            told.append(Input(store.backend.name, text.partition("=")[2], options.basis(name), source))
-    names = [store.backend.name for store in stores]
-    if len(set(names)) < len(names):
-        raise click.UsageError("two stores have the same name")
-    return tuple(stores), told
-
-
-def _gpu_price(options: Options, gpu: Gpu) -> tuple[Decimal | None, Input]:
-    """Of an hour of one GPU: given, owned, or from the packaged card; None where that has none."""
-    values = options.values
-    if values["gpu_price"] is not None and values["owned"] is not None:
-        raise click.UsageError("--gpu-price is for a rented GPU, --owned for a bought one: give one of them")
-    if values["gpu_price"] is not None:
-        return options.decimal("gpu_price"), Input(
-            "price of a GPU", f"{values['gpu_price']} an hour", "GIVEN", "rented"
-        )
-    if values["owned"] is not None:
-        names = ("owned", "years", "residual_share", "interest", "opex_share", "watts", "pue", "kwh_price")
-        owned = Owned(*(options.decimal(name) for name in names))
-        hourly = owned.hourly()
-        power = f"{owned.watts} W at {owned.kwh_price} a kWh, PUE {owned.pue}" if owned.watts else "no power counted"
-        source = (
-            f"bought for {owned.capex}, {owned.years} years at {owned.interest:.0%}, worth {owned.residual_share:.0%} "
-            f"then, upkeep {owned.opex_share:.0%} a year, {power}"
-        )
-        basis = "GIVEN" if all(options.is_given(name) for name in names) else "ASSUMED"
-        return hourly, Input("price of a GPU", f"{hourly:.4f} an hour", basis, source)
-    return _packaged_price(gpu, values["currency"])
-
-
-def _packaged_price(gpu: Gpu, currency: str) -> tuple[Decimal | None, Input]:
-    from kvtally.agent.rate_file import packaged_rates  # noqa: PLC0415  # only where no price was given
-
-    rows = [
-        rate
-        for rate in packaged_rates()
-        if (rate.resource, rate.sku, rate.term, rate.currency) == ("gpu", gpu.name, "on-demand", currency)
-        and rate.unit == "gpu-hour"
-    ]
-    if not rows:
-        return None, Input("price of a GPU", "unknown", "ASSUMED", f"none is packaged for {gpu.name} in {currency}")
-    rate = max(rows, key=lambda row: row.valid_from_ns)
-    price = Decimal(rate.price_nano) / NANO
-    return price, Input("price of a GPU", f"{price:g} an hour", "ASSUMED", rate.source)

@@ -24,6 +24,7 @@ _BIG = Decimal(10) ** 24
 _STORE_FORM = (
     "write NAME=8GB/s,$300/TB or NAME=200GB/s,$1000/128GB or NAME=20GB/s,$145/TB-month, and ,5ms for a latency"
 )
+_SUPPOSED_FORM = "write NAME=10TB@20GB/s,$300/TB or NAME=10TB@20GB/s,$145/TB-month, and ,5ms for a latency"
 
 
 def bytes_of(option: str, text: str) -> int:
@@ -50,6 +51,15 @@ def store_of(option: str, text: str, kind: Kind, capacity_bytes: int, life_years
     latency = 0.0 if len(parts) == 2 else _seconds_of(option, parts[2])  # noqa: PLR2004  # without a latency
     backend = Backend(name.strip(), kind, float(bytes_of(option, speed)), latency)
     return Store(backend, _holding_of(option, parts[1], life_years), capacity_bytes)
+
+
+def supposed_store_of(option: str, text: str, life_years: Decimal) -> Store:
+    """A store of its own size from NAME=CAPACITY@BANDWIDTH,PRICE[,LATENCY]; click.UsageError or RateError."""
+    name, equals, rest = text.partition("=")
+    capacity, at, told = rest.partition("@")
+    if not (equals and name.strip() and at):
+        raise click.UsageError(f"{option} {text!r}: {_SUPPOSED_FORM}")
+    return store_of(option, f"{name}={told}", "storage", bytes_of(option, capacity), life_years)
 
 
 def _seconds_of(option: str, text: str) -> float:

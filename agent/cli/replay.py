@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="\b\nExample:\n  kvtally replay h100.tar.xz --ledger sqlite:///h100.db\n  kvtally cost --ledger sqlite:///h100.db"
+    epilog="\b\nExample:\n  kvtally replay h100.tar.xz --ledger sqlite:///h100.db\n  kvtally savings --ledger sqlite:///h100.db"
 )
 @click.argument("recording", metavar="DIR|FILE.tar.xz")
 @click.option(
@@ -54,6 +54,8 @@ def replay(recording: str, interval: float, quiet: bool, ledger: str | None, con
     for finding in done.findings:
         if finding.severity != "info":
             click.echo(f"{finding.severity}: {finding.message} [{finding.target}]", err=True)
+    where = f" --ledger {ledger}" if ledger else ""
+    click.echo(f"next: kvtally cost{where}\n      kvtally savings{where}", err=True)
 
 
 LACKING = {

@@ -33,6 +33,7 @@ HALF = 0.5
 PROPORTIONAL_WITHIN = 0.05
 LEVELS = tuple(step / 20 for step in range(21))
 _GIGA = 1e9
+_SHORTEST = 2.0  # tokens: one of them is always computed
 
 
 class Claim(NamedTuple):
@@ -91,7 +92,10 @@ def _takes(scenario: Scenario, store: Store, prompt: int, factor: float, more_se
     if needed is not None:
         return f"from {needed / _GIGA:.3g} GB/s into the replica on"
     fixed = law.first_token_seconds + more_seconds + backend.latency_seconds
-    limit = max(first_token_seconds_for(law, prompt, factor=factor), 0.0)
+    limit = first_token_seconds_for(law, prompt, factor=factor)
+    if limit <= 0:
+        left, whole = (law.prefill_seconds(prompt, reused) for reused in (prompt - 1, 0))
+        return f"at no bandwidth: the last token's step alone takes {left:.3g} s, the whole prefill {whole:.3g} s"
     return f"at no bandwidth: beside prefill and transfer a request takes {fixed:.3g} s, and may take {limit:.2g} s"
 
 
@@ -102,9 +106,9 @@ def _ttft_tenfold(scenario: Scenario, store: Store, prompt: int) -> Claim:
     )
     holds, is_sure = _judged(figure, lambda ratio: ratio >= ORDER_OF_MAGNITUDE)
     condition = _takes(scenario, store, prompt, ORDER_OF_MAGNITUDE)
-    if not holds and not scenario.overlaps:
+    if not holds and not scenario.overlaps and scenario.gpus:
         most = gpus_for(scenario.laws.point, store.backend, scenario.kv_bytes_per_token, prompt, scenario.gpus)
-        condition += f"; at its own with {most:.2f} GPUs at most"
+        condition += f"; at its own with {most:.2f} GPUs at most" if most > 0 else ""
     return Claim("ttft_tenfold", prompt, store.backend.name, holds, is_sure, figure, "x", condition)
 
 
@@ -134,7 +138,8 @@ def _modest(scenario: Scenario, store: Store, prompt: int) -> Claim:
     )
     holds, is_sure = _judged(figure, lambda ratio: 1 < ratio < ORDER_OF_MAGNITUDE)
     least = break_even_bandwidth(scenario.laws.point, scenario.kv_bytes_per_token, prompt - 1)
-    condition = f"under {least / _GIGA:.3g} GB/s into the replica, loading is slower than computing"
+    slower = f"under {least / _GIGA:.3g} GB/s into the replica" if math.isfinite(least) else "at any bandwidth"
+    condition = f"{slower}, loading is slower than computing"
     return Claim("average_storage_modest", prompt, store.backend.name, holds, is_sure, figure, "x", condition)
 
 
@@ -153,11 +158,18 @@ def _proportional(scenario: Scenario, prompt: int) -> Claim:
     return Claim("work_proportional", prompt, "", holds, is_sure, figure, "share left at half", condition)
 
 
-def _turns_at(excess: Callable[[float], float], low: float = 2.0, high: float = 2.0**24) -> float | None:
-    """Where a growing function of the prompt's length passes zero; None if not before 16 M tokens."""
-    if excess(high) <= 0:
+def _turns_at(excess: Callable[[float], float], longest: float = 2.0**21) -> float | None:
+    """The prompt's length from which on a figure is above zero; None if it is not, or always, up to 2 M tokens."""
+    if excess(longest) <= 0:
         return None
-    for _ in range(40):
+    high = longest
+    while (low := high / 2) >= _SHORTEST:
+        if excess(low) <= 0:
+            break
+        high = low
+    else:
+        return None
+    for _ in range(26):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if excess(middle) > 0 else (middle, high)
     return high

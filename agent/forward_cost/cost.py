@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvtally.agent.forward import LOWER_BOUND, NO_CACHE, ttft_seconds
+from kvtally.agent.forward import LOWER_BOUND, NO_CACHE, saved_seconds, ttft_seconds
 from kvtally.agent.price import HOURS_PER_YEAR, NANO, owned_hourly_nano
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Scenario(NamedTuple):
         loading = store.backend.latency_seconds + (
             self.kv_bytes_per_token * prefix / store.backend.bandwidth_bytes_per_second
         )
-        saved = law.prefill_seconds(prefix, 0) - (0.0 if self.overlaps else loading)
+        saved = saved_seconds(law, 0, prefix) - (0.0 if self.overlaps else loading)
         if saved <= 0 or not self.replica_hourly:
             return None
         worth = self.replica_hourly * Decimal(saved) / _SECONDS_PER_HOUR

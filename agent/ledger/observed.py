@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _ALWAYS = (-(2**63), 2**63)
 _CACHE = ("load_ns", "store_ns", "loaded_tokens", "stored_tokens", "load_bytes", "store_bytes")
-_GPU = ("gpm_ns", "graphics_ns", "tensor_ns", "observed_ns", "busy_ns", "sm_clock_mhz")
+_GPU = ("gpm_ns", "graphics_ns", "tensor_ns", "observed_ns", "busy_ns", "busy_cycles", "sm_clock_mhz")
 
 
 class _Held(NamedTuple):
@@ -47,7 +47,15 @@ class _Sample(NamedTuple):
     tensor_ns: int | None
     observed_ns: int | None
     busy_ns: int | None
-    mhz: int | None
+    busy_cycles: int | None
+    gauge_mhz: int | None
+
+    @property
+    def mhz(self) -> float | None:
+        """The SM clock while the GPU was busy; an interval may last longer than a load, and so may its last clock."""
+        if self.busy_ns and self.busy_cycles is not None:
+            return self.busy_cycles * 1e3 / self.busy_ns
+        return self.gauge_mhz
 
     def graphics(self) -> Span | None:
         return mean_until(self.until_ns, self.gpm_ns, self.graphics_ns)

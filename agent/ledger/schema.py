@@ -9,11 +9,15 @@ from sqlalchemy import BigInteger, Column, ForeignKey, Integer, LargeBinary, Met
 from kvtally.agent.ledger.columns import KINDS, hour_table, interval_table, quantity_columns, sum_columns
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kvtally.collectors.base import Kind
 
 metadata = MetaData()
 # SQLite makes only INTEGER PRIMARY KEY an alias of the row's own number
 _ID = BigInteger().with_variant(Integer, "sqlite")
+# quantities of later revisions: SQLite adds a column behind those that are there
+_ADDED: Mapping[Kind, tuple[str, ...]] = {"gpu": ("busy_cycles",)}
 
 target = Table(
     "target",
@@ -29,6 +33,7 @@ target = Table(
 
 
 def _interval_table(kind: Kind) -> Table:
+    added = _ADDED.get(kind, ())
     return Table(
         interval_table(kind),
         metadata,
@@ -38,8 +43,9 @@ def _interval_table(kind: Kind) -> Table:
         Column("missed", Integer, nullable=False, comment="scrapes due inside it that gave nothing"),
         Column("flags", Integer, nullable=False, comment="bits of kvtally.agent.interval"),
         Column("began_ns", BigInteger, comment="where the counts began anew"),
-        *(Column(name, BigInteger) for name in quantity_columns(kind)),
+        *(Column(name, BigInteger) for name in quantity_columns(kind) if name not in added),
         Column("details", LargeBinary, comment="packed differences of the target's detail_names"),
+        *(Column(name, BigInteger) for name in added),
         sqlite_with_rowid=False,
     )
 

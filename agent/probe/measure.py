@@ -22,7 +22,8 @@ _LOOK_EVERY_SECONDS = 0.05
 _MARGIN = 1.5  # on the time of the next prompt: attention grows with the square of its length
 _CLOCK_SECONDS = 0.005  # two clocks time one answer
 _BUSY_HINT = "probe it when nobody uses it, or give a log of its requests instead"
-# Ids that every tokenizer has, and of larger ones those between the bytes and marks at one end and at the other.
+# Ids that every tokenizer has; and where the vocabulary is known those between the bytes and special tokens, which
+# lie at its beginning, and special tokens that lie at its end.
 _TOKEN_IDS = range(256, 1024)
 _PLAIN_TOKEN_IDS = range(1024, 32_000)
 

@@ -7,12 +7,14 @@ import textwrap
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kvtally.agent.model_report.measured import near
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _WIDTH = 1080
 _LEFT, _PANEL_WIDTH, _PANEL_STEP = 76, 420, 530
-_TOP, _PANEL_HEIGHT, _ROW_STEP = 108, 230, 320
+_TOP, _PANEL_HEIGHT, _ROW_STEP = 122, 230, 320
 _LEGEND_GAP, _CHARACTER_WIDTH = 62, 6.5
 _LINE_HEIGHT = 16
 _CAPTION_CHARACTERS = 165
@@ -20,8 +22,10 @@ _TICKS_MAX = 9
 # colours that are told apart without red and green; a second round is dashed
 _NO_CACHE, _BOUND, _DRAM = "#333333", "#8a8a8a", "#d55e00"
 _STORAGE = ("#e69f00", "#0072b2", "#009e73", "#56b4e9", "#8f5fbf")
-_NOTE = "Logarithmic axes. A band is the range that the efficiencies leave; the fine dots are a tenth of no cache."
+_NOTE = "Logarithmic axes. A band is the range that the law leaves; the fine dots are a tenth of no cache."
 _DASHES = ("", "7 4", "2 3")
+_MARKED = "A mark is the median of what was measured, of about this prompt length."
+_SEEN = {"engine": "measured at the engine", "client": "measured at a client"}
 
 
 class _Style(NamedTuple):
@@ -66,23 +70,26 @@ def chart(report: Mapping[str, Any]) -> str:
     if report["basis"]["cost"] and _is_positive(report):
         panels.append(_Panel("cost_per_100m_tokens", f"{currency} per 100M tokens, prices {report['basis']['cost']}"))
     styles = _styles(report["prompts"][0]["curves"])
-    legend = list(_legend(styles))
+    measured = report.get("measured") or []
+    legend = list(_legend(styles, [name for name in _SEEN if any(row["seen_by"] == name for row in measured)]))
     top = _TOP + _LINE_HEIGHT * legend[-1].row
     caption = _caption(report)
     below = top + _ROW_STEP * len(report["prompts"]) - _LINE_HEIGHT
     height = below + _LINE_HEIGHT * len(caption) + 16
-    title = f"{model['name']} on {model['gpus']} x {model['gpu']}: what reused KV saves"
+    title = f"{model['name']} on {model['hardware']}: what reused KV saves"
+    note = f"{_NOTE} {_MARKED}" if measured else _NOTE
     body = [
         f"<title>{_text(title)}</title>",
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
         f'<text x="{_LEFT}" y="34" class="title">{_text(title)}</text>',
-        f'<text x="{_LEFT}" y="56" class="note">{_NOTE}</text>',
+        f'<text x="{_LEFT}" y="56" class="note">{note}</text>',
         *(entry.drawn for entry in legend),
     ]
     for row, prompt in enumerate(report["prompts"]):
         for column, panel in enumerate(panels):
             x, y = _LEFT + column * _PANEL_STEP, top + row * _ROW_STEP
-            body += [f'<g transform="translate({x},{y})">', *_panel(panel, prompt, styles), "</g>"]
+            marks = near(measured, prompt["prompt_tokens"]) if panel.key == "ttft_seconds" else []
+            body += [f'<g transform="translate({x},{y})">', *_panel(panel, prompt, styles, marks), "</g>"]
     for number, line in enumerate(caption):
         body.append(f'<text x="{_LEFT}" y="{below + _LINE_HEIGHT * number}" class="note">{_text(line)}</text>')
     head = (
@@ -100,6 +107,7 @@ text { font-family: Helvetica, Arial, sans-serif; font-size: 12px; fill: #222222
 .frame { fill: none; stroke: #777777; stroke-width: 1; }
 .tenth { stroke: #333333; stroke-width: 1; stroke-dasharray: 2 4; }
 .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
+.mark { fill: #ffffff; stroke: #111111; stroke-width: 1.6; }
 </style>"""
 
 
@@ -146,20 +154,34 @@ class _Entry(NamedTuple):
     drawn: str
 
 
-def _legend(styles: Sequence[_Style]) -> Iterator[_Entry]:
-    """As many names in a row as the longest of them allows."""
-    step = _LEGEND_GAP + _CHARACTER_WIDTH * max(len(style.name) for style in styles)
+def _legend(styles: Sequence[_Style], seen: Sequence[str]) -> Iterator[_Entry]:
+    """As many names in a row as the longest of them allows: the curves', then the marks'."""
+    names = [style.name for style in styles] + [_SEEN[name] for name in seen]
+    step = _LEGEND_GAP + _CHARACTER_WIDTH * max(len(name) for name in names)
     in_a_row = max(int((_WIDTH - _LEFT) / step), 1)
-    for number, style in enumerate(styles):
+    for number, name in enumerate(names):
         row = number // in_a_row
         x, y = _LEFT + number % in_a_row * step, 78 + row * _LINE_HEIGHT
-        line = f'<path d="M{x:g} {y - 4}h28" class="curve" stroke="{style.colour}"{_dashed(style)}/>'
-        yield _Entry(row, f'{line}<text x="{x + 36:g}" y="{y}">{_text(style.name)}</text>')
+        if number < len(styles):
+            style = styles[number]
+            sign = f'<path d="M{x:g} {y - 4}h28" class="curve" stroke="{style.colour}"{_dashed(style)}/>'
+        else:
+            sign = _mark(seen[number - len(styles)], x + 14, y - 4)
+        yield _Entry(row, f'{sign}<text x="{x + 36:g}" y="{y}">{_text(name)}</text>')
 
 
-def _panel(panel: _Panel, prompt: Mapping[str, Any], styles: Sequence[_Style]) -> Iterator[str]:
-    """One figure of one prompt length: grid, bands, curves, axes."""
-    axis = _axis_of(list(_values(prompt, panel.key)))
+def _mark(seen_by: str, x: float, y: float) -> str:
+    """A circle for what the engine saw, a diamond for what a client did."""
+    if seen_by == "engine":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="mark"/>'
+    return f'<path d="M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6z" class="mark"/>'
+
+
+def _panel(
+    panel: _Panel, prompt: Mapping[str, Any], styles: Sequence[_Style], marks: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """One figure of one prompt length: grid, bands, curves, marks, axes."""
+    axis = _axis_of([*_values(prompt, panel.key), *(row["seconds"]["point"] for row in marks)])
     yield f'<text x="0" y="-10" class="head">{prompt["prompt_tokens"]:,} prompt tokens</text>'
     yield from _grid(axis)
     none = float(prompt["curves"][0]["points"][0][panel.key]["point"])
@@ -170,6 +192,8 @@ def _panel(panel: _Panel, prompt: Mapping[str, Any], styles: Sequence[_Style]) -
     for curve, style in zip(prompt["curves"], styles, strict=True):
         line = _line(curve["points"], lambda point: float(point[panel.key]["point"]), axis)
         yield f'<path d="M{line}" class="curve" stroke="{style.colour}"{_dashed(style)}/>'
+    for row in marks:
+        yield _mark(row["seen_by"], _PANEL_WIDTH * row["reuse"], axis.place(row["seconds"]["point"]))
     yield f'<rect width="{_PANEL_WIDTH}" height="{_PANEL_HEIGHT}" class="frame"/>'
     middle = _PANEL_WIDTH / 2
     yield f'<text x="{middle:g}" y="{_PANEL_HEIGHT + 38}" text-anchor="middle">reused share of the prompt (%)</text>'

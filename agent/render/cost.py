@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from kvtally.agent.render.answer import label, name_of, say_findings
 from kvtally.agent.render.numbers import UNKNOWN, amount, between, count, seconds, share
 from kvtally.agent.render.screen import Screen, Sheet, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_SEVERITY = {"info": "dim", "warning": "yellow", "error": "bold red"}
 _TIERS = ("hbm", "dram", "disk", "p2p", "external")
+_PARTS = ("prefill", "decode", "stall", "store")
 _OVERHEADS = ("idle", "asleep", "warm_up", "unallocated")
-_TIMES = {"hour": 16, "day": 10}  # how much of 2026-11-23T04:00:00.000Z names one
 
 
 def cost_table(answer: Mapping[str, Any]) -> None:
@@ -35,20 +35,7 @@ def cost_table(answer: Mapping[str, Any]) -> None:
         _overview(screen, groups, currency)
     for rate in sorted({rate for group in groups for rate in group["rates"]}):
         screen.say(f"rate: {rate}", style="dim", indent=2)
-    _findings(screen, answer["findings"])
-
-
-def _findings(screen: Screen, found: list[dict[str, str]]) -> None:
-    """What is not as it should be, a paragraph each."""
-    for one in found:
-        where = f" [{one['target']}]" if one["target"] else ""
-        screen.say(Text(f"{one['severity']}{where}: ", style=_SEVERITY[one["severity"]]), one["message"], indent=2)
-
-
-def _label(dimension: str, value: str | None) -> str:
-    if value is None:
-        return f"(no {dimension})"
-    return value[: _TIMES[dimension]].replace("T", " ") if dimension in _TIMES else value
+    say_findings(screen, answer["findings"])
 
 
 def _priced(currency: str, basis: str | None) -> str:
@@ -68,7 +55,7 @@ def _overview(screen: Screen, groups: list[dict[str, Any]], currency: str) -> No
         loaded = (group["cost_per_million"] or {}).get("fully_loaded", {})
         reused = None if tokens["computed"] is None or not tokens["prompt"] else tokens["prompt"] - tokens["computed"]
         sheet.add(
-            *(_label(dimension, value) for dimension, value in group["by"].items()),
+            *(label(dimension, value) for dimension, value in group["by"].items()),
             count(tokens["prompt"]),
             share(reused, tokens["prompt"]),
             count(tokens["generated"]),
@@ -105,12 +92,21 @@ def _detail(screen: Screen, group: Mapping[str, Any], currency: str) -> None:
     screen.sheet(_time(group, currency), ("90 % interval", "share"))
     if group["cost_per_million"] is not None:
         screen.sheet(_unit_costs(group, currency), ("90 % interval", "active"))
+    if group["split_law"] is not None:
+        screen.say(_law(group), style="dim", indent=2)
+
+
+def _law(group: Mapping[str, Any]) -> str:
+    """What divides prefill from decode."""
+    if group["split_law"] == "two costs":
+        return "prefill and decode: by the law of two costs, a step's and a token's"
+    laws = ", ".join(group["calibrations"])
+    return f"prefill and decode: by the step law (calibration {laws}), scaled by {group['split_scale']:.2f}"
 
 
 def _headline(group: Mapping[str, Any], currency: str) -> Text:
     """The one figure that most people come for."""
-    name = " ".join(_label(dimension, value) for dimension, value in group["by"].items()) or "all"
-    text = Text(name, style="bold")
+    text = Text(name_of(group["by"]), style="bold")
     units, cost = group["cost_per_million"], group["cost"]
     if cost is None:
         return text.append(": no price, so tokens and seconds only", "default")
@@ -145,13 +141,14 @@ def _time(group: Mapping[str, Any], currency: str) -> Sheet:
         sheet.add(name, seconds(value), interval, share(value, total), how, money)
 
     add("occupied", times["occupied"], "", basis["states"], amount(occupied) if cost else "")
-    parts = group["prefill_share"]
-    if parts:
-        low, high = parts["low"] * times["occupied"], parts["high"] * times["occupied"]
-        add("  prefill", times["prefill"], f"{seconds(low)} to {seconds(high)}", "MODELLED", "")
-        low, high = times["occupied"] - high, times["occupied"] - low
-        add("  decode", times["decode"], f"{seconds(low)} to {seconds(high)}", "MODELLED", "")
-    elif times["occupied"]:
+    for part in _PARTS if group["prefill_share"] else ():
+        bounds = group["engine_seconds_intervals"][part]
+        if bounds is None:
+            sheet.add(f"  {part}", UNKNOWN, "", "", "unknown", "")
+        elif bounds["high"] or part in {"prefill", "decode"}:
+            interval = f"{seconds(bounds['low'])} to {seconds(bounds['high'])}"
+            add(f"  {part}", times[part], interval, "MODELLED", "")
+    if times["occupied"] and not group["prefill_share"]:
         sheet.add("  prefill, decode", UNKNOWN, "", "", "unknown", "")
     for state in _OVERHEADS:
         if times[state] or state == "idle":
@@ -176,7 +173,12 @@ def _unit_costs(group: Mapping[str, Any], currency: str) -> Sheet:
     add("input", "input, reused or not")
     add("input_computed", "  computed")
     for tier, price in loaded["input_cached"].items():
-        known = "unknown" if price is None else "defined"  # HBM: what it takes is room, which is in the batch
-        sheet.add(f"  reused: {tier}", amount(price), "", amount(active["input_cached"][tier]), known)
+        interval = loaded["intervals"]["input_cached"].get(tier)
+        span = between(interval["low"], interval["high"]) if interval else ""
+        # HBM: what it takes is room, which is in the batch
+        known = "unknown" if price is None else "defined" if tier == "hbm" else "MODELLED"
+        sheet.add(f"  reused: {tier}", amount(price), span, amount(active["input_cached"][tier]), known)
     add("output", "output")
+    if Decimal(group["orphan_holding"]):
+        sheet.add(f"orphan holding, {currency}", amount(group["orphan_holding"]), "", "", basis["cost"])
     return sheet

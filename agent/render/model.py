@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from kvtally.agent.price import HOURS_PER_YEAR
 from kvtally.agent.render.numbers import UNKNOWN, amount, count
 from kvtally.agent.render.screen import Screen, Sheet, printable
 
@@ -23,6 +24,10 @@ def model_table(report: Mapping[str, Any]) -> None:
     report = printable(report)
     screen = Screen()
     _head(screen, report)
+    if report.get("measured"):
+        _measured(screen, report["measured"])
+    for answer in report.get("what_ifs", ()):
+        _what_if(screen, answer, report["currency"])
     for prompt in report["prompts"]:
         _prompt(screen, prompt, report)
     _break_even(screen, report)
@@ -56,10 +61,130 @@ def _head(screen: Screen, report: Mapping[str, Any]) -> None:
     model = report["model"]
     screen.say(
         Text(model["name"], style="bold"),
-        f" on {model['gpus']} x {model['gpu']}: {model['parameters'] / _GIGA:,.1f} G parameters, "
+        f" on {model['hardware']}: {model['parameters'] / _GIGA:,.1f} G parameters, "
         f"{count(model['kv_bytes_per_token'])} B of KV a token",
     )
+    if "deployment" in report:
+        own = report["deployment"]
+        window = own["window"]
+        screen.say(f"of the ledger: {', '.join(own['replicas'])}, {window['start']} to {window['end']}")
     screen.print()
+
+
+_TIERS = {"none": "", "hbm": "HBM", "outer": "outer", "both": "both", "unknown": "?"}
+
+
+def _measured(screen: Screen, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What was measured beside what the law says, and what reuse took off beside what it would have."""
+    copies = ", with the loading and storing that the outer tiers report" * any(row["copies_seconds"] for row in rows)
+    screen.say(
+        "seconds to first token as measured (medians, MEASURED), at the engine from scheduling on, at a client from "
+        f"sending on; and by the law (MODELLED){copies}",
+        style="bold",
+    )
+    heads = ("prompt", "reuse", "reused from", "seen at", "requests", "measured", "by the law", "error")
+    sheet = Sheet(*heads, "reuse saved", "by the law", "error")
+    for row in rows:
+        saved = row["saved"]
+        sheet.add(
+            count(row["prompt_tokens"]),
+            f"{row['reuse']:.1%}",
+            _TIERS[row["tier"]],
+            row["seen_by"],
+            count(row["requests"]),
+            significant(row["seconds"]["point"]),
+            _interval(row["predicted_seconds"]),
+            f"{row['error']:+.1%}",
+            *(("", "", "") if saved is None else _saved(saved)),
+        )
+    screen.sheet(sheet, droppable=("reused from", "requests"))
+
+
+def _saved(saved: Mapping[str, Any]) -> tuple[str, str, str]:
+    error = UNKNOWN if saved["error"] is None else f"{saved['error']:+.1%}"
+    return significant(saved["seconds"]), significant(saved["predicted_seconds"]), error
+
+
+def _what_if(screen: Screen, answer: Mapping[str, Any], currency: str) -> None:
+    """A store that is not there: its figures, line by line."""
+    window = answer["window"]
+    screen.say(
+        f"what if: {answer['name']}, {_size(answer)} at {answer['bandwidth_bytes_per_second'] / _GIGA:,.3g} GB/s, "
+        f"under the reuse of {', '.join(answer['replicas'])} from {window['start']} to {window['end']}",
+        style="bold",
+    )
+    if answer["basis"] is None:
+        screen.say(Text(f"{answer['status']}: ", style="yellow"), "; ".join(answer["reasons"]), indent=2)
+        screen.print()
+        return
+    sheet = Sheet("", "engine-seconds", currency, "basis")
+    for name, seconds, money, basis in _what_if_lines(answer):
+        sheet.add(name, seconds, money, basis)
+    screen.sheet(sheet)
+    for line in _verdict_lines(answer, currency):
+        screen.say(line, indent=2)
+    for reason in answer["reasons"]:
+        screen.say(Text(f"{answer['status']}: ", style="yellow"), reason, indent=2)
+    for assumption in answer["assumptions"]:
+        screen.say(Text("assumed: ", style="dim"), assumption, indent=2)
+    screen.print()
+
+
+def _size(answer: Mapping[str, Any]) -> str:
+    return f"{answer['capacity_bytes'] / _TERA:,.4g} TB ({answer['capacity_tokens'] / 1e6:,.0f} M tokens)"
+
+
+def _what_if_lines(answer: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    basis = answer["basis"]
+    cost = answer["reuse_cost"] or {}
+    money = basis["money"] or ""
+    return [
+        ("prefill avoided", _interval(answer["gross_engine_seconds"]), _amounts(answer["gross"]), "MODELLED"),
+        ("loading", _interval(answer["stall_engine_seconds"]), amount(cost.get("stall")), "MODELLED"),
+        ("storing", _interval(answer["store_engine_seconds"]), amount(cost.get("store")), "MODELLED"),
+        ("holding it", "", amount(answer["holding"]), money),
+        ("net", _interval(answer["net_engine_seconds"]), _amounts(answer["net"]), money or "MODELLED"),
+        ("net, a month of this", "", _amounts(answer["net_per_month"]), money),
+    ]
+
+
+def _amounts(bounds: Mapping[str, str] | None) -> str:
+    if bounds is None:
+        return UNKNOWN
+    return f"{amount(bounds['point'])} ({amount(bounds['low'])} to {amount(bounds['high'])})"
+
+
+def _verdict_lines(answer: Mapping[str, Any], currency: str) -> list[str]:
+    """Whether it pays, from what reuse on, and whether the tokens fit."""
+    tokens, kept = answer["tokens"], answer["working_set"]
+    seen = f"{count(tokens['computed'])} computed, {count(tokens['hbm'])} reused from HBM"
+    outer = f"{count(tokens['external'])} from outside it (MEASURED)"
+    lines = [f"tokens: {seen}, {outer}; {count(tokens['extra'])} more supposed (ASSUMED)"]
+    if answer["verdict"] is not None:
+        words = {"pays": "it pays", "does not pay": "it does not pay", "not sure": "it is not sure that it pays"}
+        lines.append(f"{words[answer['verdict']]}, by the 90 % interval of the net in {currency}")
+    if answer["pays_from"] is not None:
+        lines.append(_pays_from(answer["pays_from"]))
+    if kept["kept_hours"] is not None:
+        fits = "fits" if kept["fits"] else "does not fit"
+        lines.append(
+            f"all that would be computed in the window {fits}: {count(kept['computed_tokens'])} tokens at most are "
+            f"new; at that pace it holds what was computed in {kept['kept_hours']:,.3g} h"
+        )
+    return lines
+
+
+def _pays_from(pays: Mapping[str, float | None]) -> str:
+    tokens = pays["tokens_per_month"]
+    if tokens is None:
+        return "no share of the computed tokens, turned into hits, would pay for it"
+    share = (
+        "with the reuse that there is" if not pays["extra_reuse"] else f"from {pays['extra_reuse']:.1%} extra reuse on"
+    )
+    return (
+        f"it pays for itself {share}: {tokens / 1e6:,.4g} M loaded tokens a month, "
+        f"{significant(pays['reuses_per_month_of_a_held_token'])} reuses of each token that it can hold"
+    )
 
 
 def _inputs(screen: Screen, inputs: Sequence[Mapping[str, str]]) -> None:
@@ -111,13 +236,20 @@ def _break_even(screen: Screen, report: Mapping[str, Any]) -> None:
 def _stores(screen: Screen, report: Mapping[str, Any]) -> None:
     currency, lengths = report["currency"], [prompt["prompt_tokens"] for prompt in report["prompts"]]
     screen.say(f"what holds the KV, and the reuses a month that pay for it ({report['basis']['cost']})", style="bold")
-    sheet = Sheet("store", "holds", f"{currency}", "an hour", *(f"at {count(length)}" for length in lengths))
+    sheet = Sheet("store", "holds", currency, "for", "an hour", *(f"at {count(length)}" for length in lengths))
     for store in report["stores"]:
         rows = [row for row in report["reuses_per_month"] if row["backend"] == store["name"]]
         held = f"{store['capacity_bytes'] / _TERA:,.4g} TB, {store['tokens_held'] / 1e6:,.0f} M tokens"
         reuses = [UNKNOWN if row["reuses"] is None else significant(row["reuses"]["point"]) for row in rows]
-        sheet.add(store["name"], held, amount(store["price"]), amount(store["hourly"]), *reuses)
+        sheet.add(
+            store["name"], held, amount(store["price"]), _time(store["price_hours"]), amount(store["hourly"]), *reuses
+        )
     screen.sheet(sheet)
+
+
+def _time(hours: float) -> str:
+    years = hours / HOURS_PER_YEAR
+    return f"{years * 12:.3g} mo" if years < 1 else f"{years:.3g} y"
 
 
 def _claims(screen: Screen, report: Mapping[str, Any]) -> None:

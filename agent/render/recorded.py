@@ -26,6 +26,13 @@ def banner(meta: Mapping[str, Any], length_ns: int, start_ns: int) -> None:
     Screen().say(Text("RECORDED", style="bold black on yellow"), f" on {about}. Not live.")
 
 
+def savings_heading() -> None:
+    """Say once more, above the savings, that nothing here is live."""
+    screen = Screen()
+    screen.print()
+    screen.say(Text("RECORDED", style="bold black on yellow"), " What KV reuse saved in it:")
+
+
 def what_next() -> None:
     """What to type after the demo."""
     screen = Screen()
@@ -35,6 +42,7 @@ def what_next() -> None:
         ("kvtally doctor", "what is found here"),
         ("kvtally run &", "keeps the ledger"),
         ("kvtally cost", "what a million of your tokens costs"),
+        ("kvtally savings", "what KV reuse saves you, and which tier"),
         ("kvtally rates add --help", "your own price in place of the ASSUMED one"),
     ):
         screen.say(f"  {command:<26}", Text(f"# {why}", style="dim"))

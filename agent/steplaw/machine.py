@@ -101,7 +101,7 @@ def machine_of(replica: Replica, fingerprint: Fingerprint) -> Machine:
 def machine(shape: ModelShape, gpu: Gpu | None, gpus: int, *, token_budget: int, is_eager: bool = False) -> Machine:
     """The constants of a model on so many GPUs of a kind; `gpu` None is a CPU."""
     flops = CPU_FLOPS if gpu is None else gpu.dense_bf16_flops * gpus
-    is_8_bit = gpu is not None and shape.weight_bytes_per_parameter == 1
+    is_8_bit = gpu is not None and shape.is_fp8
     return Machine(
         shape,
         gpus,

@@ -23,6 +23,7 @@ COUPLINGS: tuple[Coupling, ...] = ("together", "mixed", "apart")
 MOST_POINTS = 64  # that stand for the requests of one piece
 BISECTIONS = 48
 LEAST_LOGGED = 0.9  # of the requests that the engine counted, for a log to stand for them
+NEARBY = 10  # scrapes on either side, over which a log is laid beside the engine's counts
 _SHIFT = 6.0  # of the log exponent that tilts points inside their buckets
 
 
@@ -129,24 +130,45 @@ def populations(series: Series, starts: Index, ends: Index, couplings: tuple[Cou
 def _logged(series: Series, log: Logged, starts: Index, ends: Index, kept: Index) -> Population | None:
     """The requests of a log, weighted to the counts; None where it lacks more than a tenth of them.
 
-    The log does not tell HBM from the outer tiers: every request gets its piece's shares.
+    Pieces may overlap: a request is in each in which its first token came. Where the log does not tell HBM from the
+    outer tiers, every request gets its piece's shares.
     """
-    place = np.searchsorted(series.at[starts], log.first_token, "left") - 1
-    inside = (place >= 0) & (log.first_token <= series.at[ends][np.maximum(place, 0)])
-    piece = place[inside]
+    place = _places(series, log.first_token - series.epoch_ns / 1e9)
+    points = points_of(place[ends] - place[starts])
+    piece, inside = points.piece, place[starts][points.piece] + points.rank
     begun = np.round(series.over("first_tokens", starts, ends))
-    found = np.bincount(piece, minlength=len(starts)).astype(float)
-    if found.sum() < LEAST_LOGGED * begun.sum():
+    if len(piece) < LEAST_LOGGED * begun.sum():
         return None
-    # a clock that differs by a little moves requests between pieces: the weight is common to all
-    weight = np.full(len(piece), begun.sum() / found.sum())
+    # pieces of a log that lacks a few requests may lack different ones: the weight is common to all
+    weight = np.full(len(piece), begun.sum() / max(len(piece), 1))
     hbm, outer = series.over("hbm_tokens", starts, ends), series.over("external_tokens", starts, ends)
-    share = np.divide(hbm, hbm + outer, out=np.zeros(len(starts)), where=hbm + outer > 0)
-    reused = np.minimum(log.reused[inside], log.prompt[inside] - 1)
-    total, counted = float((reused * weight).sum()), float((hbm + outer).sum())
-    if total > 0:
-        reused = np.minimum(reused * counted / total, log.prompt[inside] - 1)
-    return Population(kept[piece], weight, log.prompt[inside], reused, reused * share[piece])
+    prompt = log.prompt[inside]
+    reused = _summing(np.minimum(log.reused[inside], prompt - 1), weight, float((hbm + outer).sum()), prompt - 1)
+    share = np.divide(hbm, hbm + outer, out=np.zeros(len(starts)), where=hbm + outer > 0)[piece]
+    loaded = log.outer[inside]
+    from_hbm = np.where(np.isnan(loaded), reused * share, np.clip(log.reused[inside] - loaded, 0.0, reused))
+    return Population(kept[piece], weight, prompt, reused, _summing(from_hbm, weight, float(hbm.sum()), reused))
+
+
+def _places(series: Series, at: Array) -> Index:
+    """How many of a log's requests had their first token by each scrape.
+
+    Two clocks, and the way to the client, move requests across a scrape: the engine's own count decides, and the log's
+    times tell only how far the two counts are apart around it.
+    """
+    counted = series.totals["first_tokens"]
+    apart = np.pad(np.searchsorted(at, series.at, "right") - counted, NEARBY, mode="edge")
+    steady = np.median(np.lib.stride_tricks.sliding_window_view(apart, 2 * NEARBY + 1), axis=1)
+    place = np.maximum.accumulate(np.clip(np.round(counted + steady), 0, len(at)))
+    result: Index = place.astype(np.intp)
+    return result
+
+
+def _summing(values: Array, weight: Array, total: float, most: Array) -> Array:
+    """Values in the same proportions that sum to what was counted, none of them beyond its own most."""
+    found = float((values * weight).sum())
+    scaled: Array = np.minimum(values * (total / found), most) if found > 0 else values
+    return scaled
 
 
 def _lengths(series: Series, name: str, span: tuple[Index, Index], totals: Array, points: Points) -> Array:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from kvtally.agent.interval import BORN, BUSY_AT_START, GAUGES_UNKNOWN, RESET
+from kvtally.agent.interval import BORN, BUSY_AT_START, GAUGES_UNKNOWN, IDENTITY_BROKEN, RESET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ NEEDED = (
     "decode_ns",
     "queue_ns",
 )
-OPTIONAL = ("preemptions", "first_token_ns")
+OPTIONAL = ("preemptions",)
 HISTOGRAMS = ("step_tokens", "request_prompt_tokens", "request_computed_tokens")
 FINISHED_PROMPT = "finished_prompt_tokens"
 MFU = ("estimated_gflop", "estimated_read_bytes")
@@ -52,11 +52,15 @@ class Histogram(NamedTuple):
 
 
 class Logged(NamedTuple):
-    """Requests of a log in the order of their first token: when that came, and their tokens."""
+    """Requests of a log in the order of their first token: when that came (unix seconds), and their tokens.
+
+    outer       what of the reused tokens came from outside HBM; NaN where the log does not tell
+    """
 
     first_token: Array
     prompt: Array
     reused: Array
+    outer: Array
 
 
 class Series(NamedTuple):
@@ -64,7 +68,7 @@ class Series(NamedTuple):
 
     at          k instants
     totals      cumulative quantities, k values each, tokens, counts and seconds
-    sound       k flags: the interval that ends here is whole (no restart, no gap, every counter known)
+    sound       k flags: the interval that ends here is whole (no restart, no gap, every counter known and true)
     worked      cumulative seconds of work, `worked_known` where the interval's own is measured
     tensor      cumulative tensor-pipe seconds, and the same times the clock in MHz
     loads, stores   cumulative seconds of the outer tiers, spread over the work since their last report
@@ -123,7 +127,7 @@ def series_of(observed: Observed, epoch_ns: int | None = None) -> Series:
             whole.append(False)
         ends.append(one.row.end_ns)
         owners.append(number)
-        whole.append(not one.row.flags & (RESET | BORN | GAUGES_UNKNOWN))
+        whole.append(not one.row.flags & (RESET | BORN | GAUGES_UNKNOWN | IDENTITY_BROKEN))
     points = np.array(owners)
     at = (np.array(ends, dtype=np.int64) - epoch) / 1e9
     totals, missing, known = _totals(rows, points)
@@ -243,7 +247,7 @@ def _cache_seconds(
         for span in spans:
             amount = seconds_ns(span) or 0
             place = int(np.searchsorted(ends, span.end_ns - 1_000_000, "left"))
-            if amount and place < len(raw):
+            if amount and 0 < place < len(raw):
                 raw[place] += amount / 1e9
         reported = np.cumsum(raw)
         before = 0

@@ -22,6 +22,9 @@ QUIET_SECONDS = 3.0  # between quiet scrapes a window may be this short: its edg
 PREFILLS = 16  # a window lasts at least this many mean prefills, so that its edges weigh little
 MOST_TOGETHER = 4  # requests of a span that is taken for one at a time
 NEAR_SECONDS = 7.0  # over which the clock of a single request is averaged: one sample of it is noise
+CONTEXT_SECONDS = 30.0  # on either side of a window, over which the length of contexts is averaged
+CLOCK_PRIOR, CLOCK_PRIOR_SECONDS = 0.88, 1.0
+HARD = 0.5  # of the hardest work seen: what counts as the clock under load
 CLOCK_LEAST_SECONDS = 0.05  # of tensor work, for a clock under load to be told
 # a step whose tokens are beyond this many times the running decodes held the end of a prefill (METHOD 4.3)
 DECODES_FACTOR, DECODES_MARGIN = 1.6, 12.0
@@ -63,7 +66,8 @@ class Described(NamedTuple):
     loads: Array
     stores: Array
     computed_mean: Array
-    queueing: Array
+    prompt_mean: Array
+    preemptions: Array
 
 
 def least_seconds(machine: Machine, series: Series) -> float:
@@ -167,7 +171,7 @@ def describe(machine: Machine, series: Series, windows: Windows, clock_default: 
     decoded = np.maximum(generated - first, 0.0)
     finals = _finals(series, windows, decoded / np.maximum(steps, 1), first)
     decodes = decoded / np.maximum(steps - (1 - occupancy) * finals, 1.0)
-    mean_prompt = np.divide(over("prompt_tokens"), first, out=np.zeros(len(first)), where=first > 0)
+    length = _context_length(series, windows)
     near_start, near_end = start.copy(), end.copy()
     alone = windows.single
     near_start[alone] = np.maximum(np.searchsorted(series.at, series.at[start[alone]] - NEAR_SECONDS), 0)
@@ -180,7 +184,7 @@ def describe(machine: Machine, series: Series, windows: Windows, clock_default: 
         occupancy,
         finals,
         np.where(finals > 0, np.maximum(np.divide(first, finals, out=np.ones(len(first)), where=finals > 0), 1), 1.0),
-        decodes * (mean_prompt + 0.5 * generated / np.maximum(first, 1)),
+        decodes * length,
         clock_under_load(machine, series, near_start, near_end, clock_default),
         series.worked[end] - series.worked[start],
         _all_over(series.worked_known, start, end),
@@ -190,8 +194,27 @@ def describe(machine: Machine, series: Series, windows: Windows, clock_default: 
         series.loads[end] - series.loads[start],
         series.stores[end] - series.stores[start],
         np.divide(over("computed_tokens"), first, out=np.zeros(len(first)), where=first > 0),
-        _share_over(series.waiting > 0, start, end),
+        np.divide(over("prompt_tokens"), first, out=np.zeros(len(first)), where=first > 0),
+        over("preemptions"),
     )
+
+
+def _context_length(series: Series, windows: Windows) -> Array:
+    """Mean context of a running decode: the prompt, and what it has generated, taken from a minute around the window.
+
+    A decode that is seen running is a long one more often than not: where lengths vary as they do (exponentially), it
+    has generated a mean output by then (METHOD 4.3, Little).
+    """
+    start = np.searchsorted(series.at, series.at[windows.start] - CONTEXT_SECONDS)
+    end = np.minimum(np.searchsorted(series.at, series.at[windows.end] + CONTEXT_SECONDS), len(series.at) - 1)
+    start = np.minimum(start, windows.start)
+    end = np.maximum(end, windows.end)
+    tokens = series.over("prompt_tokens", start, end) + series.over("generated_tokens", start, end)
+    first = series.over("first_tokens", start, end)
+    whole = [float(series.totals[name][-1]) for name in ("prompt_tokens", "generated_tokens", "first_tokens")]
+    overall = (whole[0] + whole[1]) / max(whole[2], 1.0)
+    result: Array = np.where(first > 0, tokens / np.maximum(first, 1.0), overall)
+    return result
 
 
 def _finals(series: Series, windows: Windows, decodes: Array, first: Array) -> Array:
@@ -251,23 +274,20 @@ def _any_points(flags: Flags, start: Index, end: Index) -> Flags:
     return result
 
 
-def _share_over(flags: Flags, start: Index, end: Index) -> Array:
-    """Share of the scrapes after start, up to end, that have the flag."""
-    total = _running_sum(flags)
-    result: Array = (total[end + 1] - total[start + 1]) / np.maximum(end - start, 1)
-    return result
-
-
-def overall_clock(machine: Machine, series: Series, prior: float = 0.88, weight: float = 3.0) -> tuple[float, float]:
+def overall_clock(machine: Machine, series: Series) -> tuple[float, float]:
     """Clock under prefill as a share of the reference, and the tensor seconds behind it.
 
-    Large GPUs run into their power limit under prefill: ASSUMED 0.88 +- 0.06, as three seconds of evidence.
+    Taken where the tensor pipes work hardest. Large GPUs run into their power limit under prefill: ASSUMED 0.88, as a
+    second of evidence.
     """
     if machine.clock_mhz is None:
         return 1.0, math.inf
     tensor, weighted = np.diff(series.tensor), np.diff(series.tensor_mhz)
-    seconds = np.maximum(np.diff(series.at), 1e-9)
-    busy = (tensor / seconds > 0.5) & (weighted > 0)  # noqa: PLR2004  # mostly prefill
-    measured = float(tensor[busy].sum())
-    clock = (float(weighted[busy].sum()) / machine.clock_mhz + weight * prior) / (measured + weight)
-    return clock, measured
+    share = tensor / np.maximum(np.diff(series.at), 1e-9)
+    known = weighted > 0
+    if not known.any():
+        return CLOCK_PRIOR, 0.0
+    hard = known & (share >= HARD * np.quantile(share[known], 0.95))
+    measured = float(tensor[hard].sum())
+    clock = float(weighted[hard].sum()) / machine.clock_mhz
+    return (clock + CLOCK_PRIOR_SECONDS * CLOCK_PRIOR) / (measured + CLOCK_PRIOR_SECONDS), measured

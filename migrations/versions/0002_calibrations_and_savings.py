@@ -1,4 +1,4 @@
-"""Calibrations of the step law, and what each settled hour's reuse was worth under them.
+"""Calibrations of the step law, what each settled hour's reuse was worth under them, and the GPUs' clock under load.
 
 Revision ID: 0002
 Revises: 0001
@@ -19,7 +19,9 @@ _IMMUTABLE = ("calibration", "saving")
 
 
 def upgrade() -> None:
-    """Create both tables and the triggers that keep their rows as they are; no row that is there is touched."""
+    """Create both tables with triggers that keep their rows, and a column of GPUs; no row that is there is touched."""
+    for table in ("gpu_interval", "gpu_hour"):
+        op.add_column(table, sa.Column("busy_cycles", sa.BigInteger(), nullable=True))
     op.create_table(
         "calibration",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tests.simulator.families import Family, Sample, render
-from tests.simulator.laws import LLAMA_8B, LLAMA_70B
 from tests.simulator.pages import START, Recorded
 from tests.simulator.vllm_page import FIRST_TOKEN_EDGES, ITERATION_EDGES
 
@@ -186,7 +185,6 @@ def _gpu_lines(times: Array, table: Mapping[str, Array], model: Any) -> Iterator
 
 
 def _meta(name: str, model: Any, engine: Mapping[str, Any], *, sync: bool) -> dict[str, Any]:
-    shape = LLAMA_8B if model.tp == 1 else LLAMA_70B
     connector = "LMCacheConnectorV1" if sync else "OffloadingConnector"
     arguments = ["--max-num-batched-tokens", "8192", "--tensor-parallel-size", str(model.tp), "--max-model-len"]
     arguments += [str(_LONGEST), "--kv-transfer-config", json.dumps({"kv_connector": connector, "kv_role": "kv_both"})]
@@ -202,11 +200,11 @@ def _meta(name: str, model: Any, engine: Mapping[str, Any], *, sync: bool) -> di
             "architecture": "LlamaForCausalLM",
             "num_hidden_layers": model.L,
             "hidden_size": model.hid,
-            "intermediate_size": shape.intermediate,
+            "intermediate_size": _intermediate(model),
             "num_attention_heads": model.q,
             "num_key_value_heads": model.kv,
             "head_dim": model.d,
-            "vocab_size": shape.vocabulary,
+            "vocab_size": 1,
             "weight_dtype": "bfloat16",
             "kv_dtype": "bfloat16",
             "parameters": round(model.P),
@@ -224,3 +222,10 @@ def _request_line(row: Sequence[float]) -> bytes:
     }
     line = {"tag": "load", "t_start": START + arrival, "t_first": START + arrival + wait, "t_end": None, "usage": usage}
     return json.dumps(line | {"error": None}).encode() + b"\n"
+
+
+def _intermediate(model: Any) -> int:
+    """Width of the MLP with which every parameter is one that every token multiplies with, as sim.py has it."""
+    attention = model.hid * (model.q + 2 * model.kv) * model.d + model.q * model.d * model.hid
+    width: float = (model.P / model.L - attention) / (3 * model.hid)
+    return round(width)

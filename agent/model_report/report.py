@@ -1,4 +1,4 @@
-"""What `kvtally model` answers, as plain values: curves, break-even bandwidths, reuses that pay, and claims."""
+"""The answer of `kvtally model`: curves, break-even bandwidths, reuses that pay, and claims."""
 
 from __future__ import annotations
 
@@ -30,12 +30,29 @@ class Input(NamedTuple):
     source: str = ""
 
 
+class Told(NamedTuple):
+    """What a ledger tells beside the curves, as it prints.
+
+    deployment  the replicas, the window, and the calibration where one was asked for
+    measured    rows of kvtally.agent.model_report.measured; None where they were not asked for
+    what_ifs    answers of kvtally.agent.model_report.what_if
+    """
+
+    deployment: dict[str, Any]
+    measured: list[dict[str, Any]] | None
+    what_ifs: list[dict[str, Any]]
+    findings: tuple[str, ...] = ()
+
+
 class Question(NamedTuple):
-    """What the model is asked; `law_basis` is MODELLED for datasheet and priors, and so is all that follows."""
+    """What the model is asked; `law_basis` is MODELLED for datasheet and priors, and for a calibration as well.
+
+    gpu     None is a CPU, of which only a calibration knows the speed
+    """
 
     model: str
     shape: ModelShape
-    gpu: Gpu
+    gpu: Gpu | None
     scenario: Scenario
     prompts: tuple[int, ...]
     reuses: tuple[float, ...]
@@ -43,12 +60,18 @@ class Question(NamedTuple):
     currency: str = "USD"
     law_basis: str = "MODELLED"
     prices_basis: str = "ASSUMED"
+    ledger: Told | None = None
+
+    @property
+    def hardware(self) -> str:
+        """What a replica runs on."""
+        return "a CPU" if self.gpu is None else f"{self.scenario.gpus} x {self.gpu.name}"
 
 
 def model_report(question: Question) -> dict[str, Any]:
     """The whole answer; amounts are decimal strings of nine places, as everywhere."""
-    scenario = question.scenario
-    return {
+    scenario, told = question.scenario, question.ledger
+    answer: dict[str, Any] = {
         "model": _model(question),
         "inputs": [each._asdict() for each in question.inputs],
         "currency": question.currency,
@@ -71,11 +94,14 @@ def model_report(question: Question) -> dict[str, Any]:
         ],
         "findings": _findings(question),
     }
+    if told is not None:
+        answer |= {"deployment": told.deployment, "measured": told.measured, "what_ifs": told.what_ifs}
+    return answer
 
 
 def points(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The curves as rows, one for each point, for a table of figures."""
-    return [
+    """The curves as rows, one for each point, for a table of figures; below them what was measured."""
+    curves = [
         {
             "prompt_tokens": prompt["prompt_tokens"],
             "backend": curve["backend"],
@@ -89,6 +115,21 @@ def points(report: dict[str, Any]) -> list[dict[str, Any]]:
         for curve in prompt["curves"]
         for point in curve["points"]
     ]
+    return curves + [
+        {
+            "prompt_tokens": row["prompt_tokens"],
+            "backend": f"measured at the {row['seen_by']}",
+            "kind": "measured",
+            "reuse": row["reuse"],
+            "ttft_seconds": row["seconds"],
+            "ttft_basis": row["basis"],
+            "requests": row["requests"],
+            "tier": row["tier"],
+            "predicted_seconds": row["predicted_seconds"],
+            "error": row["error"],
+        }
+        for row in report.get("measured") or ()
+    ]
 
 
 def _model(question: Question) -> dict[str, Any]:
@@ -101,8 +142,9 @@ def _model(question: Question) -> dict[str, Any]:
         "linear_parameters": shape.linear_parameters,
         "weight_bytes": round(shape.resident_bytes),
         "kv_bytes_per_token": round(scenario.kv_bytes_per_token),
-        "gpu": question.gpu.name,
+        "gpu": None if question.gpu is None else question.gpu.name,
         "gpus": scenario.gpus,
+        "hardware": question.hardware,
         "replicas": scenario.replicas,
         "load": "overlaps" if scenario.overlaps else "stalls",
     }
@@ -171,16 +213,15 @@ def _reuses(scenario: Scenario, store: Store, prefix: int) -> dict[str, Any]:
 
 def _findings(question: Question) -> list[str]:
     shape, gpu, scenario = question.shape, question.gpu, question.scenario
-    found = []
-    room = scenario.gpus * gpu.memory_bytes * _USABLE_SHARE
-    if shape.resident_bytes > room:
+    found = [] if question.ledger is None else list(question.ledger.findings)
+    if gpu is not None and shape.resident_bytes > scenario.gpus * gpu.memory_bytes * _USABLE_SHARE:
         least = math.ceil(shape.resident_bytes / gpu.memory_bytes / _USABLE_SHARE)
         found.append(
             f"the weights take {shape.resident_bytes / 1e9:,.0f} GB and do not fit into {scenario.gpus} x {gpu.name}: "
             f"read the figures as scaled by GPU, or give --gpus {least}"
         )
     if scenario.replica_hourly is None:
-        found.append(f"no packaged price of {gpu.name}, so no cost: give --gpu-price or --owned")
+        found.append(_unpriced(question))
     slower = [
         store.backend.name
         for store in scenario.stores
@@ -197,8 +238,17 @@ def _findings(question: Question) -> list[str]:
     return found
 
 
-def _span(figure: Estimate | None) -> dict[str, float] | None:
-    return None if figure is None else figure._asdict()
+def _unpriced(question: Question) -> str:
+    if question.gpu is None:
+        return "no price of the host is known, so no cost: give --host-price"
+    return f"no price of {question.gpu.name} is known, so no cost: give --gpu-price or --owned"
+
+
+def _span(figure: Estimate | None) -> dict[str, float | None] | None:
+    """A figure as it prints; an end that is infinite is none."""
+    if figure is None:
+        return None
+    return {name: value if math.isfinite(value) else None for name, value in figure._asdict().items()}
 
 
 def _amount(value: Decimal) -> str:

@@ -1,0 +1,154 @@
+"""The counters behind a figure: where each is read, what it showed at both ends, and how much it grew."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kvtally.agent.finding import utc_text
+from kvtally.agent.ledger.raw_counters import raw_counters
+from kvtally.collectors.quantities import QUANTITIES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kvtally.agent.explain.pieces import Piece
+    from kvtally.agent.ledger.read import LedgerReader
+
+_BY_SOURCE = "vllm:prompt_tokens_by_source_total"
+# quantity -> what it is to the figure, and the family that the engine shows it in, as kvtally.collectors.vllm reads it
+ENGINE: Mapping[str, tuple[str, str]] = {
+    "prompt_tokens": ("prompt tokens", "vllm:prompt_tokens_total"),
+    "computed_tokens": ("computed", f'{_BY_SOURCE}{{source="local_compute"}}'),
+    "hbm_tokens": ("reused from HBM", f'{_BY_SOURCE}{{source="local_cache_hit"}}'),
+    "external_tokens": ("reused from outer tiers", f'{_BY_SOURCE}{{source="external_kv_transfer"}}'),
+    "generated_tokens": ("generated tokens", "vllm:generation_tokens_total"),
+    "first_tokens": ("requests that gave a first token", "vllm:time_to_first_token_seconds_count"),
+    "finished_requests": ("requests that finished", "vllm:request_success_total"),
+    "preemptions": ("preemptions", "vllm:num_preemptions_total"),
+    "steps": ("steps with output", "vllm:iteration_tokens_total_count"),
+    "prefill_ns": ("prefill time, summed", "vllm:request_prefill_time_seconds_sum"),
+    "decode_ns": ("decode time, summed", "vllm:request_decode_time_seconds_sum"),
+    "queue_ns": ("queue time, summed", "vllm:request_queue_time_seconds_sum"),
+}
+DETAILS: Mapping[str, tuple[str, str]] = {
+    "finished_prompt_tokens": ("prompt tokens of finished requests", "vllm:request_prompt_tokens_sum"),
+    "admitted_host_tokens": ("admitted from DRAM", 'vllm:prompt_tokens_cached_by_source_total{source="host"}'),
+    "admitted_disk_tokens": ("admitted from disk", 'vllm:prompt_tokens_cached_by_source_total{source="disk"}'),
+    "admitted_p2p_tokens": ("admitted from peers", 'vllm:prompt_tokens_cached_by_source_total{source="p2p"}'),
+}
+HISTOGRAMS: Mapping[str, tuple[str, str]] = {
+    "request_prompt_tokens": ("prompt lengths, requests", "vllm:request_prompt_tokens_bucket"),
+    "request_computed_tokens": ("computed lengths, requests", "vllm:request_prefill_kv_computed_tokens_bucket"),
+    "step_tokens": ("tokens of steps, steps", "vllm:iteration_tokens_total_bucket"),
+}
+_LMCACHE = {"load_ns": "lmcache:time_to_retrieve_sum", "store_ns": "lmcache:time_to_store_sum"}
+_OFFLOAD = {"load_ns": "vllm:kv_offload_load_time_total", "store_ns": "vllm:kv_offload_store_time_total"}
+_WORK = {
+    "graphics": ("the GPUs worked", "NVML_GPM_METRIC_GRAPHICS_UTIL over time, the busiest GPU"),
+    "utilization": ("the GPUs worked", "NVML utilization.gpu over time, the busiest GPU"),
+    "cpu": ("the engine's processes worked", "/proc/PID/stat: user and system CPU time"),
+}
+
+
+class Counted(NamedTuple):
+    """One input: first and last are None where the ledger tells only the difference."""
+
+    name: str
+    counter: str
+    first: float | None
+    last: float | None
+    difference: float | None
+    unit: str
+    basis: str = "MEASURED"
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return self._asdict()
+
+
+def inputs_json(reader: LedgerReader, pieces: Sequence[Piece], sums: Mapping[str, int | None]) -> dict[str, Any]:
+    """The inputs of a group: `sums` are what its settled hours without raw intervals counted."""
+    replicas = _replicas(pieces)
+    found = _engine(reader, pieces, replicas, sums)
+    found += _details(pieces)
+    found += _caches(pieces)
+    found += _worked(pieces)
+    return {"replicas": replicas, "counters": [one.as_json() for one in found]}
+
+
+def _replicas(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+    """First and last scrape of each replica."""
+    spans: dict[str, tuple[int, int]] = {}
+    for piece in pieces:
+        start, end = spans.get(piece.name, (piece.start_ns, piece.end_ns))
+        spans[piece.name] = (min(start, piece.start_ns), max(end, piece.end_ns))
+    return [
+        {"name": name, "first_scrape": utc_text(start), "last_scrape": utc_text(end)}
+        for name, (start, end) in sorted(spans.items())
+    ]
+
+
+def _engine(
+    reader: LedgerReader,
+    pieces: Sequence[Piece],
+    replicas: Sequence[Mapping[str, Any]],
+    sums: Mapping[str, int | None],
+) -> list[Counted]:
+    ends: Mapping[str, tuple[int, int]] = {}
+    if len(replicas) == 1 and not sums:
+        start_ns, end_ns = min(one.start_ns for one in pieces), max(one.end_ns for one in pieces)
+        ends = raw_counters(reader, "engine", pieces[0].name, start_ns, end_ns)
+    scales = {one.name: 1e9 if one.name.endswith("_ns") else 1.0 for one in QUANTITIES["engine"]}
+    found = []
+    for quantity, (name, counter) in ENGINE.items():
+        scale = scales[quantity]
+        parts = [piece.totals[quantity] for piece in pieces]
+        if sums:
+            parts.append(sums.get(quantity))
+        difference = None if None in parts or not parts else sum(part or 0 for part in parts)
+        first, last = ends.get(quantity, (None, None))
+        if first is not None and last is not None and difference is not None and last - first != difference:
+            first = last = None  # an hour between the pieces is not of this group
+        unit = "s" if scale > 1 else "tokens" if quantity.endswith("_tokens") and quantity != "first_tokens" else ""
+        shown = (None if value is None else value / scale for value in (first, last, difference))
+        if difference or quantity != "external_tokens":
+            found.append(Counted(name, counter, next(shown), next(shown), next(shown), unit))
+    return found
+
+
+def _details(pieces: Sequence[Piece]) -> list[Counted]:
+    found = []
+    for quantity, (name, counter) in DETAILS.items():
+        told = [piece.details[quantity] for piece in pieces if quantity in piece.details]
+        if any(told):
+            found.append(Counted(name, counter, None, None, float(sum(told)), "tokens"))
+    for prefix, (name, counter) in HISTOGRAMS.items():
+        told = [value for piece in pieces for key, value in piece.details.items() if key.startswith(f"{prefix}_le_")]
+        if told:
+            found.append(Counted(name, counter, None, None, float(sum(told)), ""))
+    return found
+
+
+def _caches(pieces: Sequence[Piece]) -> list[Counted]:
+    """What the outer tiers' own clocks say."""
+    found = []
+    own = {name for piece in pieces for name in piece.caches}
+    families = _OFFLOAD if own and all(name.endswith("/kv_offload") for name in own) else _LMCACHE
+    for quantity, words in (("load_ns", "loading, by the cache's clock"), ("store_ns", "storing, the same")):
+        told = [piece.cache_totals[quantity] for piece in pieces if quantity in piece.cache_totals]
+        if told:
+            found.append(Counted(words, families[quantity], None, None, sum(told) / 1e9, "s"))
+    return found
+
+
+def _worked(pieces: Sequence[Piece]) -> list[Counted]:
+    """How long the engine worked; a span's first and last samples may lie beyond it."""
+    found = []
+    for source in sorted({piece.source for piece in pieces if piece.source}):
+        own = [piece for piece in pieces if piece.source == source]
+        seconds, over = sum(piece.worked_seconds for piece in own), sum(piece.worked_over for piece in own)
+        words, counter = _WORK[source]
+        whole = sum(piece.end_ns - piece.start_ns for piece in own) / 1e9
+        known = "" if whole - over < 0.001 else f", known over {over:.1f} s"  # noqa: PLR2004  # a millisecond
+        found.append(Counted(f"{words}{known}", counter, None, None, seconds, "s"))
+    return found

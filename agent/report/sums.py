@@ -1,0 +1,80 @@
+"""A group of the cost report: its replica-hours, added up one by one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvtally.agent.report.spread import Spread
+from kvtally.agent.states import STATES
+from kvtally.agent.unit_cost import TokenSums
+
+if TYPE_CHECKING:
+    from kvtally.agent.facts import Facts
+    from kvtally.agent.price import Rate
+    from kvtally.agent.report.division import Division
+
+OVERHEADS = ("idle", "asleep", "warm_up", "unallocated")
+TOLD_APART = ("dram", "disk", "p2p")  # outer tiers that an engine may tell apart
+
+
+class Sums:
+    """What the facts of a group come to.
+
+    amounts     nano-units by (resource, state, id of the rate); `rates` has the rates by that id
+    tiers       tokens of the outer tiers that the engine tells apart
+    laws        what divided occupied time: "step law", "two costs", None for time that nothing divides
+    is_outer    an outer tier is at work, and `is_parted` tells whether what it takes of the engine's time is known
+    step_law_ns scaled time, and what the step law had said of it
+    lacking     why there is no step law, and no stall: by kind of finding, the reasons and the time that they concern
+    """
+
+    def __init__(self) -> None:
+        self.start_ns, self.end_ns = 2**63, 0
+        self.tokens = TokenSums()
+        self.tiers = dict.fromkeys(TOLD_APART, 0)
+        self.state_ns: dict[str, int] = dict.fromkeys(STATES, 0)
+        self.is_priced = self.is_parted = True
+        self.is_modelled = self.is_outer = False
+        self.amounts: dict[tuple[str, str, int], int] = {}
+        self.rates: dict[int, Rate] = {}
+        self.covered_ns = 0.0
+        self.spans: dict[str, tuple[int, int]] = {}
+        self.laws: set[str | None] = set()
+        self.calibrations: set[int | str] = set()
+        self.occupied = Spread()
+        self.step_law_ns = [0, 0.0]
+        self.lacking: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def add(self, one: Facts) -> None:
+        """Add everything but money and the division of occupied time."""
+        self.start_ns = min(self.start_ns, one.start_ns)
+        self.end_ns = max(self.end_ns, one.end_ns)
+        for state, amount in one.state_ns.items():
+            self.state_ns[state] += amount
+        self.is_modelled |= one.modelled
+        self.is_priced &= one.lines is not None
+        if one.replica is not None:
+            self.tokens.add(one.work, one.replica.version)
+            self.covered_ns += one.covered_ns
+            low, high = self.spans.get(one.replica.name, (one.start_ns, one.end_ns))
+            self.spans[one.replica.name] = min(low, one.start_ns), max(high, one.end_ns)
+
+    def charge(self, resource: str, state: str, rate: Rate, amount_nano: int) -> None:
+        """Add an amount of money."""
+        key = (resource, state, id(rate))  # a rate has many fields: its hash costs more than all the rest
+        self.amounts[key] = self.amounts.get(key, 0) + amount_nano
+        self.rates[id(rate)] = rate
+
+    def divide(self, division: Division, calibration: int | str, worked_nano: int) -> None:
+        """Add the division of an hour's occupied time, and so of what that time cost."""
+        self.laws.add(division.law)
+        self.occupied.add(division, calibration, worked_nano)
+        if division.law == "step law":
+            self.calibrations.add(calibration)
+            self.step_law_ns[0] += division.prefill_ns + division.decode_ns
+            self.step_law_ns[1] += division.law_ns
+
+    def lack(self, kind: str, reason: str, span_ns: tuple[int, int]) -> None:
+        """Note why something is not known in a span of time."""
+        before = self.lacking.get((kind, reason), span_ns)
+        self.lacking[kind, reason] = min(before[0], span_ns[0]), max(before[1], span_ns[1])
