@@ -12,7 +12,8 @@ from kvtally.agent.ledger.observed import replica_names
 from kvtally.agent.ledger.read import replica_of
 from kvtally.agent.observed import fingerprint_of
 from kvtally.agent.savings import Reason
-from kvtally.agent.steplaw.fit import evidence_of, fit
+from kvtally.agent.steplaw.evidence import evidence_of
+from kvtally.agent.steplaw.fit import fit
 from kvtally.agent.steplaw.law import Prior, packaged_prior
 from kvtally.agent.steplaw.windows import overall_clock
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from kvtally.agent.kin import Kin, Subject
     from kvtally.agent.ledger.calibrations import StoredCalibration
     from kvtally.agent.ledger.read import LedgerReader, Target
-    from kvtally.agent.steplaw.fit import Evidence, Fit, Probe
+    from kvtally.agent.steplaw.evidence import Evidence, Probe
+    from kvtally.agent.steplaw.fit import Fit
     from kvtally.agent.steplaw.machine import Machine
     from kvtally.agent.steplaw.series import Logged
 
@@ -36,6 +38,7 @@ LEAST_OCCUPIED_SECONDS = 15.0
 # a law that was learned is the prior of the next: its variance grows with time (METHOD 4.3), and by what engines drift
 # from day to day, so that a long chain of calibrations never pretends to know more than one of them could
 GROWTH_PER_WEEK = 1.5
+MISFIT = (0.85, 1.15)
 DRIFT = 0.03
 
 # a CPU has no clock that gives way under load: it is known, and JSON has no infinity
@@ -149,7 +152,7 @@ def learned(
         evidence,
         prior_name,
     )
-    reasons = _too_little(evidence, has_prior=prior_name != "packaged") + _at_bound(best)
+    reasons = _too_little(evidence, has_prior=prior_name != "packaged") + _at_bound(best) + _misfit(evidence)
     if any(reason.refuses for reason in reasons):
         return nothing._replace(reasons=reasons)
     return nothing._replace(calibration=calibration, reasons=reasons)
@@ -238,6 +241,15 @@ def _too_little(evidence: CalibrationEvidence, *, has_prior: bool) -> tuple[Reas
         f"{LEAST_STEPS} and {LEAST_OCCUPIED_SECONDS:.0f} s are the least"
     )
     return (Reason(text, "let kvtally watch for longer, or run `kvtally calibrate --probe`", refuses=True),)
+
+
+def _misfit(evidence: CalibrationEvidence) -> tuple[Reason, ...]:
+    """A flag where the law does not meet the measured work (METHOD 4.8)."""
+    ratio = evidence.worked_ratio
+    if ratio is None or MISFIT[0] <= ratio <= MISFIT[1]:
+        return ()
+    text = f"by the law the engine would have worked {ratio:.0%} of what was measured"
+    return (Reason(text, "look at the model's shape and for another process on its GPUs (`kvtally doctor`)"),)
 
 
 def _at_bound(best: Fit) -> tuple[Reason, ...]:

@@ -140,6 +140,18 @@ def nothing_reused() -> Seconds:
     return Seconds("ok", (), nothing, nothing, nothing, nothing, {"hbm": hbm}, {}, nothing, None, 0.0)
 
 
+def with_held(seconds: Seconds, held: Iterable[str]) -> Seconds:
+    """The same with a row for every tier that something is held for, whether it served anything or not.
+
+    Where the outer tiers are not told apart, what is held for any of them stands with them.
+    """
+    if "external" in seconds.tiers:
+        return seconds
+    idle = TierSeconds(0.0, EXACTLY_NOTHING, EXACTLY_NOTHING, "ok")
+    missing = {tier: idle for tier in TIERS if tier in set(held) and tier not in seconds.tiers}
+    return seconds._replace(tiers=seconds.tiers | missing)
+
+
 def seconds_of(parts: Sequence[Part], occupied_seconds: float, reasons: Sequence[Reason] = ()) -> Seconds:
     """The figures of a group; `reasons` are those that are known beforehand, and any that refuses decides."""
     total = parts[0].worth

@@ -9,7 +9,7 @@ from kvtally.agent.finding import Finding, utc_text
 from kvtally.agent.grouping import default_window, finding_json, in_order, key_of, union, unique, window_json
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.price import nano_to_text, rate_text
-from kvtally.agent.savings import Reason, Seconds, nothing_reused, parts_of, seconds_of
+from kvtally.agent.savings import Reason, Seconds, nothing_reused, parts_of, seconds_of, with_held
 from kvtally.agent.savings_money import (
     HOLDING,
     TIME_RESOURCES,
@@ -133,7 +133,8 @@ def _group(by: dict[str, str | None], facts: list[Facts], worths: dict[tuple[int
         text = "the engine's own counters do not add up: computed and reused tokens are not its prompt tokens"
         reasons = [Reason(text, "`kvtally ledger audit` names the intervals", refuses=True), *reasons]
     if not known and not broken and _is_without_reuse(facts, values):
-        seconds = nothing_reused()
+        held = [tier for tier, amount in holding_of(facts).items() if amount]
+        seconds = with_held(nothing_reused(), held)
         money, unpriced = _money(pairs, seconds)
         return Group(by, tuple(facts), values, seconds, money, unpriced)
     if not known:
@@ -145,7 +146,8 @@ def _group(by: dict[str, str | None], facts: list[Facts], worths: dict[tuple[int
         for value in known
         if value.calibration is not None and value.worth is not None
     )
-    seconds = seconds_of(parts, occupied, reasons)
+    held = [tier for tier, amount in holding_of(facts).items() if amount]
+    seconds = with_held(seconds_of(parts, occupied, reasons), held)
     if broken:
         seconds = seconds._replace(status="unreconciled")
     money, unpriced = _money(pairs, seconds)

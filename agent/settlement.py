@@ -32,9 +32,12 @@ def due_hours(reader: LedgerReader, now_ns: int) -> list[int]:
     extent = reader.extent()
     if extent is None:
         return []
-    ends = [end for (kind, _), end in reader.state_ends().items() if kind == "engine"]
+    ends = reader.state_ends()
+    engines = [end for (kind, _), end in ends.items() if kind == "engine"]
     # a target that is gone for good holds nothing up beyond the grace
-    reached = max(min(ends, default=0) - EVIDENCE_NS, now_ns - GRACE_NS)
+    reached = max(min(engines, default=0) - EVIDENCE_NS, now_ns - GRACE_NS)
+    # and after the last scrape of all nothing is there to settle, however long ago that was
+    reached = min(reached, hour_of(max(ends.values(), default=extent[1]) - 1) + HOUR_NS)
     done = reader.settled_hours()
     due = {hour for hour in range(hour_of(extent[0]), hour_of(reached), HOUR_NS) if hour not in done}
     return sorted(due | _overtaken(reader, done))

@@ -30,6 +30,7 @@ SECOND = 1_000_000_000
 HOUR = 3600 * SECOND
 START = 1_795_406_400 * SECOND  # 2026-11-23T04:00:00Z: on the hour
 SKU = "NVIDIA H100 80GB HBM3"
+LOADED_MHZ, RESTING_MHZ = 1650, 1965
 DETAIL_NAMES = ("cached_tokens", "step_tokens_le_1", "step_tokens_le_8")
 
 
@@ -97,18 +98,27 @@ class FakeEngine:
 
 
 class FakeGpu:
-    """A GPU that is sampled, and whose GPM means come every other scrape."""
+    """A GPU that is sampled, and whose GPM means come every other scrape; at work its clock is lower than at rest."""
 
     def __init__(self, uuid: str, sku: str = SKU) -> None:
         self.name = uuid
         self.attributes = {"sku": sku}
         self.counts = dict.fromkeys((quantity.name for quantity in QUANTITIES["gpu"]), 0.0)
+        self._session = 1.0
         self._mean_of = [0.0, 0.0]  # seconds and seconds at work since the last mean
+
+    def restart(self) -> None:
+        """Another collector samples it, whose sums begin at zero; the driver's energy counter goes on."""
+        self.counts |= dict.fromkeys((one.name for one in QUANTITIES["gpu"] if one.type == "integral"), 0.0)
+        self._session += 1
+        self._mean_of = [0.0, 0.0]
 
     def run(self, seconds: float, busy: float, *, mean: bool = True) -> None:
         """Pass `seconds`, `busy` of them at work; `mean`: the GPM mean of the time since the last is there now."""
         self.counts["observed_ns"] += seconds
         self.counts["busy_ns"] += busy
+        self.counts["busy_cycles"] += busy * LOADED_MHZ
+        self.counts["sm_clock_mhz"] = LOADED_MHZ if busy else RESTING_MHZ
         self.counts["energy_mj"] += round(seconds * 80_000 + busy * 500_000)
         self._mean_of = [self._mean_of[0] + seconds, self._mean_of[1] + busy]
         if mean:
@@ -117,7 +127,7 @@ class FakeGpu:
             self._mean_of = [0.0, 0.0]
 
     def reading(self) -> Reading:
-        return Reading("gpu", self.name, self.attributes, tuple(self.counts.values()), None, 1.0)
+        return Reading("gpu", self.name, self.attributes, tuple(self.counts.values()), None, self._session)
 
 
 def rate(resource: str, price: str, unit: str, from_ns: int, **more: object) -> Rate:

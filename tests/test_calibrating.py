@@ -19,7 +19,7 @@ from kvtally.agent.config import Config
 from kvtally.agent.interval import RESET
 from kvtally.agent.kin import kin_of
 from kvtally.agent.replica import About
-from kvtally.agent.steplaw.fit import MOST_WINDOWS
+from kvtally.agent.steplaw.evidence import MOST_WINDOWS
 from kvtally.collectors.quantities import index
 
 if TYPE_CHECKING:

@@ -453,10 +453,13 @@ def test_without_agreement_nothing_is_sent(demo_ledger: str, tmp_path: Path) -> 
         assert vllm.completions == []
 
 
-def test_a_busy_engine_is_sent_nothing(kvtally: Call, url: str) -> None:
+@pytest.mark.parametrize("page", ["/metrics", "/", ""])
+def test_a_busy_engine_is_sent_nothing_whether_its_page_is_named_or_its_address_alone(
+    page: str, kvtally: Call, url: str
+) -> None:
     with FakeVllm(models=MODELS) as vllm:
         vllm.counters.set(RUNNING, 3)
-        ran = kvtally("calibrate", "--ledger", url, "--probe", "--yes", "--url", f"{vllm.url}/metrics")
+        ran = kvtally("calibrate", "--ledger", url, "--probe", "--yes", "--url", f"{vllm.url}{page}")
         assert vllm.completions == []
     assert ran.status == 3
     assert "the engine is not idle: 3 requests run" in ran.err

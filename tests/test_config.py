@@ -187,6 +187,15 @@ def test_the_place_of_a_models_config_counts_from_the_file_that_names_it(tmp_pat
     assert [engine.token_budget for engine in config.engines] == [None, 2048, None, None]
 
 
+def test_the_connector_of_an_engine_is_the_name_of_a_class(tmp_path: Path) -> None:
+    text = 'engine = [{ url = "http://a", connector = "LMCacheConnectorV1" }, { url = "http://b" }]'
+    assert [one.connector for one in load(written(tmp_path, text), {}).engines] == ["LMCacheConnectorV1", ""]
+    for wrong in ('"LMCache Connector"', '"{}"', "7", f'"{"A" * 201}"'):
+        file = written(tmp_path, f'engine = [{{ url = "http://a", connector = {wrong} }}]')
+        with pytest.raises(ConfigError, match=r"engine\[0\]\.connector: "):
+            load(file, {})
+
+
 def test_absolute_paths_stay_as_they_are(tmp_path: Path) -> None:
     file = written(tmp_path, '[rates]\ncard = "/etc/card.toml"\n[ledger]\nurl = "sqlite:////srv/books.db"')
     config = load(file, {})

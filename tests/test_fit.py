@@ -8,7 +8,8 @@ from tests.replica_rows import THETA, Asked, cpu, described, h100, observed, rou
 
 from kvtally.agent.calibration import PARAMETERS
 from kvtally.agent.interval import BUSY_AT_START, RESET
-from kvtally.agent.steplaw.fit import FACTS, MOST_WINDOWS, Evidence, Fit, Probe, Rows, alone_seconds, evidence_of, fit
+from kvtally.agent.steplaw.evidence import MOST_WINDOWS, Evidence, Probe, Rows, evidence_of
+from kvtally.agent.steplaw.fit import FACTS, Fit, alone_seconds, fit
 from kvtally.agent.steplaw.law import Prior, Steps, packaged_prior, prefill_seconds, working_seconds
 from kvtally.agent.steplaw.series import Series, series_of
 

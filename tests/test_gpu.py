@@ -128,7 +128,8 @@ def test_a_reading_has_the_quantities_in_their_order() -> None:
         gpm=gpm,
         gpm_seconds=2.0,
     )
-    reading = integrate([whole(100.0, name="NVIDIA H100 80GB HBM3", mig=False), last])
+    first = whole(100.0, name="NVIDIA H100 80GB HBM3", mig=False, sm_clock_mhz=1200)
+    reading = integrate([first, last])
     assert (reading.kind, reading.name, reading.epoch, reading.session) == ("gpu", "GPU-a", None, 7.0)
     assert reading.attributes == {"index": "0", "sku": "NVIDIA H100 80GB HBM3", "mig": "0"}
     assert dict(zip((quantity.name for quantity in quantities.GPU), reading.values, strict=True)) == pytest.approx(
@@ -149,12 +150,13 @@ def test_a_reading_has_the_quantities_in_their_order() -> None:
             "power_mw": 100_000,
             "sm_clock_mhz": 1980,
             "clock_reasons": 4,
+            "busy_cycles": 3960.0,  # million: 1980 MHz for the 2 s at work
         }
     )
 
 
 def test_the_first_sample_begins_all_sums_that_it_can_at_zero() -> None:
-    reading = integrate([whole(100.0, gpm={}, gpm_seconds=0.0)])
+    reading = integrate([whole(100.0, sm_clock_mhz=1980, gpm={}, gpm_seconds=0.0)])
     assert [value(reading, name) for name in INTEGRALS] == [0.0] * len(INTEGRALS)
 
 
@@ -163,6 +165,7 @@ def test_what_a_gpu_never_tells_stays_unknown() -> None:
     assert value(reading, "power_sampled_mj") == 200_000
     assert value(reading, "observed_ns") == 4.0
     unknown = {"energy_mj", "busy_ns", "memory_busy_ns", *GPM_QUANTITIES, "memory_used_bytes", "sm_clock_mhz"}
+    unknown.add("busy_cycles")
     assert {name for name in unknown if value(reading, name) is not None} == set()
     silent = integrate([at(1.0), at(2.0)])
     assert silent.values == (None,) * len(quantities.GPU)
@@ -180,6 +183,30 @@ def test_a_sample_without_one_gauge_is_no_idle_time() -> None:
     assert value(reading, "observed_ns") == 2.0
     assert value(reading, "busy_ns") == 1.0
     assert value(reading, "power_sampled_mj") == 200_000
+
+
+def test_cycles_count_while_the_gpu_is_at_work_whatever_its_clock_is_when_it_rests() -> None:
+    loaded = [whole(float(t), utilization_percent=100, sm_clock_mhz=1650) for t in range(4)]
+    resting = [whole(float(t), utilization_percent=0, sm_clock_mhz=1965) for t in range(4, 30)]
+    reading = integrate([*loaded, *resting])
+    assert value(reading, "busy_ns") == 3.0
+    assert value(reading, "busy_cycles") == 3.0 * 1650  # million
+    assert value(reading, "sm_clock_mhz") == 1965
+
+
+def test_a_sample_without_its_clock_makes_the_clock_under_load_no_slower() -> None:
+    clocks: list[int | None] = [1500, 1500, None, 1500]
+    reading = integrate(whole(float(t), sm_clock_mhz=clock) for t, clock in enumerate(clocks))
+    assert value(reading, "observed_ns") == 2.0
+    assert value(reading, "busy_ns") == 1.0
+    assert value(reading, "busy_cycles") == 1500.0
+
+
+def test_without_a_clock_or_without_utilisation_there_are_no_cycles_and_the_rest_counts() -> None:
+    clockless = integrate([whole(0.0), whole(1.0)])
+    assert (value(clockless, "busy_ns"), value(clockless, "busy_cycles")) == (0.5, None)
+    cut = integrate(at(float(t), mig=True, power_milliwatts=70_000, sm_clock_mhz=1980) for t in range(2))
+    assert (value(cut, "power_sampled_mj"), value(cut, "busy_cycles")) == (70_000, None)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
@@ -362,6 +389,7 @@ def any_samples(draw: st.DrawFn) -> list[GpuSample]:
                 utilization_percent=draw(percent),
                 memory_utilization_percent=draw(percent),
                 power_milliwatts=draw(st.none() | st.integers(0, 10**6)),
+                sm_clock_mhz=draw(st.none() | st.integers(345, 1980)),
                 gpm=gpm,
                 gpm_seconds=draw(st.none() | st.floats(0, 20)),
             )
@@ -382,6 +410,22 @@ def test_sums_never_fall_and_no_share_passes_the_time_observed(samples: list[Gpu
                 for part in parts:
                     assert (value(reading, part) or 0) >= (value(old, part) or 0)
                     assert (value(reading, part) or 0) <= (value(reading, total) or 0) + 1e-9
+            before[reading.name] = reading
+
+
+@given(any_samples())
+def test_once_cycles_are_known_each_step_has_them_at_its_own_clock_or_counts_nothing(samples: list[GpuSample]) -> None:
+    integrator = GpuIntegrator(7.0)
+    before: dict[str, Reading] = {}
+    for sample in samples:
+        integrator.add(sample)
+        for reading in integrator.readings():
+            old = before.get(reading.name)
+            if old is not None and reading.name == sample.uuid and value(old, "busy_cycles") is not None:
+                worked, cycles = (
+                    (value(reading, name) or 0) - (value(old, name) or 0) for name in ("busy_ns", "busy_cycles")
+                )
+                assert cycles == pytest.approx(worked * (sample.sm_clock_mhz or 0), abs=1e-6)
             before[reading.name] = reading
 
 

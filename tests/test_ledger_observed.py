@@ -287,6 +287,20 @@ def test_tensor_work_and_its_clock_are_known_at_the_same_times(path: str) -> Non
         assert line.over(at(10), at(40), least_known=0.01) is None
 
 
+def test_the_clock_of_tensor_work_is_that_under_load_although_the_interval_ends_at_rest(path: str) -> None:
+    engine(path)
+    tensor = {"tensor_ns": 4 * SECOND, "sm_clock_mhz": 1965}  # as it was when the load had passed
+    rows = [
+        gpm(10, 10, 9, **tensor, busy_ns=5 * SECOND, busy_cycles=8_250_000_000),  # 5 s at 1650 MHz
+        gpm(20, 10, 9, **tensor, busy_ns=0, busy_cycles=0),  # no sample saw it at work: the gauge is all there is
+        gpm(30, 10, 9, **tensor, busy_ns=5 * SECOND),  # written before cycles were counted
+        gpm(40, 10, 9, tensor_ns=4 * SECOND, busy_ns=5 * SECOND, busy_cycles=7_500_000_000),  # no gauge at its end
+    ]
+    write(path, "gpu", "GPU-a", rows)
+    clocked = look(path, 0, 60).clocked
+    assert [seconds(clocked, end - 10, end) for end in (10, 20, 30, 40)] == [4 * 1650, 4 * 1965, 4 * 1965, 4 * 1500]
+
+
 def test_an_engine_without_a_gpu_works_by_its_processes_and_only_the_first_rank_has_them(path: str) -> None:
     for rank in (0, 1):
         engine(path, name=f"{HOST}/{rank}", gpus="")

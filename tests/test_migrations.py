@@ -93,8 +93,9 @@ def test_the_hot_path_writes_every_column_of_its_tables(kind: Kind) -> None:
     def named(sql: str) -> list[str]:
         return [name.strip() for name in sql[sql.index("(") + 1 : sql.index(")")].split(",")]
 
-    assert named(insert_sql(kind)) == list(schema.intervals[kind].columns.keys())
-    assert named(hour_sql(kind)) == list(schema.hours[kind].columns.keys())
+    # both name their columns: where a later revision added one, they stand in another order than in the table
+    assert sorted(named(insert_sql(kind))) == sorted(schema.intervals[kind].columns.keys())
+    assert sorted(named(hour_sql(kind))) == sorted(schema.hours[kind].columns.keys())
     assert insert_sql(kind).count("?") == len(schema.intervals[kind].columns)
     assert hour_sql(kind).count("?") == len(schema.hours[kind].columns)
 
@@ -174,7 +175,8 @@ def test_an_upgrade_that_is_killed_at_any_statement_leaves_nothing_half_made(tmp
     assert not died[-1]
 
 
-ADDED = {"calibration", "saving"}  # by revision 0002
+ADDED = {"calibration", "saving"}  # tables of revision 0002
+NEW = "busy_cycles"  # its column of GPUs, the last one
 
 
 def at_revision(path: Path, revision: str) -> str:
@@ -184,6 +186,18 @@ def at_revision(path: Path, revision: str) -> str:
     config.attributes["url"] = URL.create("sqlite", database=str(path))
     command.upgrade(config, revision)
     return str(path)
+
+
+def aged(path: str, place: Path) -> str:
+    """The same ledger as kvtally of revision 0001 would have left it: its tables, and states of what it counted."""
+    old = at_revision(place, "0001")
+    with closing(sqlite3.connect(old)) as connection, connection:
+        connection.execute("ATTACH ? AS new", (path,))
+        for name, (columns, *_) in shape(old).items():
+            names = ", ".join(column[1] for column in columns)
+            connection.execute(f"INSERT INTO {name} ({names}) SELECT {names} FROM new.{name}")
+        connection.execute(f"UPDATE counter_state SET state = json_remove(state, '$.values.{NEW}') WHERE kind = 'gpu'")
+    return old
 
 
 class Past:
@@ -204,8 +218,10 @@ class Past:
 @pytest.fixture(scope="module")
 def first_ledger(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A ledger of revision 0001 with rows in every table; those of money come from nobody's arithmetic."""
-    path = at_revision(tmp_path_factory.mktemp("old") / "ledger.db", "0001")
-    Past().watch(path, range(0, 4000, 20))
+    folder = tmp_path_factory.mktemp("old")
+    watched = new_ledger(folder, "watched.db")
+    Past().watch(watched, range(0, 4000, 20))
+    path = aged(watched, folder / "ledger.db")
     with closing(sqlite3.connect(path)) as connection, connection:
         for table in ("rate", "charge", "settlement", "finding", "prune_log"):
             connection.execute(FILLED[table])
@@ -221,10 +237,18 @@ def old(tmp_path: Path, first_ledger: bytes) -> str:
 
 
 def contents(path: str) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row of every table but those that revision 0002 adds."""
+    """Every row of every table but those that revision 0002 adds, without its column, which must hold nothing."""
     with closing(sqlite3.connect(path)) as connection:
+        found: dict[str, list[tuple[Any, ...]]] = {}
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        return {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in names - ADDED}
+        for name in names - ADDED:
+            rows = connection.execute(f"SELECT * FROM {name}")
+            is_wider = rows.description[-1][0] == NEW
+            found[name] = rows.fetchall()
+            if is_wider:
+                assert {row[-1] for row in found[name]} <= {None}
+                found[name] = [row[:-1] for row in found[name]]
+        return found
 
 
 def test_a_ledger_of_the_first_revision_is_upgraded_in_place_and_no_row_is_touched(tmp_path: Path, old: str) -> None:
@@ -269,9 +293,10 @@ def test_an_upgrade_of_an_old_ledger_that_is_killed_at_any_statement_leaves_it_o
 
 
 def test_a_writer_goes_on_after_an_upgrade_from_the_counters_before_it(tmp_path: Path) -> None:
-    path = at_revision(tmp_path / "ledger.db", "0001")
+    watched = new_ledger(tmp_path, "watched.db")
     past = Past()
-    past.watch(path, range(0, 1800, 20))
+    past.watch(watched, range(0, 1800, 20))
+    path = aged(watched, tmp_path / "ledger.db")
     upgrade(url_of(path))
     past.watch(path, range(1800, 4000, 20))
     with reader_of(path) as reader:
@@ -284,6 +309,35 @@ def test_a_writer_goes_on_after_an_upgrade_from_the_counters_before_it(tmp_path:
         assert audit(reader, book) == []
         assert reader.calibrations() == []
         assert reader.savings(0, 2**62) == {}
+
+
+@pytest.mark.parametrize(
+    ("is_restarted", "first"),
+    [
+        (True, 16_500_000_000),  # the collector began at zero, so all that it shows is of this interval
+        (False, None),  # as in a replay that goes on: what was summed before is nobody's, and the first is a baseline
+    ],
+)
+def test_a_quantity_that_the_state_before_lacks_is_counted_from_there_and_is_no_reset(
+    tmp_path: Path, is_restarted: bool, first: int | None
+) -> None:
+    watched = new_ledger(tmp_path, "watched.db")
+    past = Past()
+    past.watch(watched, range(0, 100, 20))
+    path = aged(watched, tmp_path / "ledger.db")
+    upgrade(url_of(path))
+    if is_restarted:
+        past.gpu.restart()
+    past.watch(path, range(100, 160, 20))
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute(f"SELECT flags, busy_ns, energy_mj, {NEW} FROM gpu_interval ORDER BY start_ns")
+        # 20 s of 80 W and 10 s of another 500 W; 10 s at 1650 MHz
+        told = (0, 10 * SECOND, 6_600_000)
+        assert rows.fetchall() == [(*told, None)] * 4 + [(*told, first)] + [(*told, 16_500_000_000)] * 2
+        assert connection.execute("SELECT * FROM finding").fetchall() == []
+        # GPUs are sampled a moment before 04:00
+        hours = connection.execute(f"SELECT intervals, {NEW} FROM gpu_hour ORDER BY hour_ns").fetchall()
+        assert hours == [(1, None), (6, (first or 0) + 33_000_000_000)]
 
 
 def test_questions_to_an_old_ledger_say_what_to_do_and_the_upgrade_does_it(kvtally: Call, old: str) -> None:

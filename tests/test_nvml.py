@@ -238,6 +238,7 @@ def test_a_reading_is_summed_up_over_collections() -> None:
     assert value(reading, "energy_mj") == 9_000
     assert value(reading, "observed_ns") == 10
     assert value(reading, "busy_ns") == pytest.approx(7)
+    assert value(reading, "busy_cycles") == pytest.approx(7 * 1980)
     assert value(reading, "graphics_ns") == pytest.approx(5)
     assert value(reading, "pcie_received_bytes") == 2 * 10 * 2**20
     assert value(reading, "pcie_sent_bytes") == 10 * 2**20
@@ -424,6 +425,7 @@ def test_with_mig_on_utilisation_and_gpm_are_unknown_and_the_rest_is_read() -> N
     (reading,) = collector.collect()
     assert reading.attributes["mig"] == "1"
     assert value(reading, "busy_ns") is None
+    assert value(reading, "busy_cycles") is None
     assert value(reading, "gpm_ns") is None
     assert value(reading, "power_sampled_mj") == 3_000_000
     assert value(reading, "memory_used_bytes") == 2**30
@@ -471,6 +473,32 @@ def test_a_call_that_fails_once_costs_its_value_once(function: str, field: str) 
     (sample,) = collector.sample()
     assert getattr(sample, field) is not None
     assert collector.limits == {}
+
+
+def test_a_clock_that_fails_once_leaves_its_step_out_so_that_the_clock_under_load_stays_true() -> None:
+    nvml = FakeNvml()
+    collector = collector_of(nvml)
+    collector.collect()
+    for fails in (False, True, False):
+        tick(nvml, 10)
+        nvml.failures.clear()
+        if fails:
+            nvml.failures["nvmlDeviceGetClockInfo", None] = UNKNOWN_ERROR
+        (reading,) = collector.collect()
+    assert value(reading, "observed_ns") == 20
+    assert value(reading, "busy_ns") == pytest.approx(14)
+    assert value(reading, "busy_cycles") == pytest.approx(14 * 1980)
+
+
+def test_a_gpu_that_never_tells_its_clock_has_no_cycles_and_the_rest_is_summed() -> None:
+    nvml = FakeNvml()
+    nvml.failures["nvmlDeviceGetClockInfo", None] = NOT_SUPPORTED
+    collector = collector_of(nvml)
+    collector.collect()
+    tick(nvml, 10)
+    (reading,) = collector.collect()
+    assert value(reading, "busy_ns") == pytest.approx(7)
+    assert value(reading, "busy_cycles") is None
 
 
 def test_a_gpm_sample_that_fails_loses_no_time() -> None:

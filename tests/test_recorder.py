@@ -114,7 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
 class FakeGpus:
     """Two GPUs in the place of NVML: the energy counter of each rises by 1 J a sample, twice that for the second.
 
-    The first sample after opening holds what is dear to read, as NVML's does: here that is the clock reasons.
+    The first sample after opening holds what is dear to read, as NVML's does: here that is the clock reasons. Every
+    other one finds the GPUs at work, where their clock is lower than at rest.
     """
 
     def __init__(self) -> None:
@@ -134,7 +135,9 @@ class FakeGpus:
                 index,
                 "H100",
                 mig=False,
+                utilization_percent=80 * (self.taken % 2),
                 energy_millijoules=1000 * self.taken * (index + 1),
+                sm_clock_mhz=1650 if self.taken % 2 else 1965,
                 clock_reasons=reasons,
             )
             for index, uuid in enumerate(UUIDS)
@@ -238,6 +241,9 @@ def test_a_replay_counts_what_the_server_counted_from_the_first_page_to_the_last
         question = "SELECT sum(prompt_tokens), sum(generated_tokens), sum(missed), count(*) FROM engine_interval"
         assert asked(ledger, question) == (19 * 700, 19 * 21, 0, 19)
         assert asked(ledger, "SELECT sum(energy_mj) FROM gpu_interval") == (millijoules_in(events),)
+        # busy is in nanoseconds, so by 1650 MHz
+        loaded = "SELECT sum(busy_ns) > 0, sum(busy_cycles) * 1000.0 / sum(busy_ns) FROM gpu_interval"
+        assert asked(ledger, loaded) == (1, pytest.approx(1650, rel=1e-6))
         assert asked(ledger, "SELECT count(*) > 0, sum(cpu_ns) > 0 FROM process_interval") == (1, 1)
     assert dumped(tmp_path / "folder.db") == dumped(tmp_path / "packed.db")
 
@@ -394,13 +400,18 @@ def test_gpus_that_are_unknown_are_not_written_as_none_at_all() -> None:
 
 
 def test_meta_tells_how_an_engine_is_run_and_a_replay_knows_it_again() -> None:
-    facts = {"shape": '{"architecture":"LlamaForCausalLM","num_hidden_layers":32}', "token_budget": "2048"}
+    facts = {
+        "shape": '{"architecture":"LlamaForCausalLM","num_hidden_layers":32}',
+        "token_budget": "2048",
+        "connector": "LMCacheConnectorV1",
+    }
     meta = meta_of("name", "target", About(facts=facts), {}, 0)
     assert meta["model"] == {"architecture": "LlamaForCausalLM", "num_hidden_layers": 32}
-    assert meta["token_budget"] == 2048
+    assert (meta["token_budget"], meta["connector"]) == (2048, "LMCacheConnectorV1")
     assert about_of(json.loads(json.dumps(meta))).facts == facts
     unknown = meta_of("name", "target", About(), {}, 0)
-    assert (unknown["model"], unknown["token_budget"], about_of(unknown).facts) == (None, None, {})
+    assert (unknown["model"], unknown["token_budget"], unknown["connector"]) == (None, None, None)
+    assert about_of(unknown).facts == {}
 
 
 def test_of_a_server_that_shows_a_title_the_arguments_of_its_supervisor_are_written(tmp_path: Path) -> None:

@@ -50,6 +50,15 @@ def test_arguments_that_are_nonsense_tell_nothing(arguments: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("connector", "told"),
+    [("MultiConnector", "MultiConnector"), (None, "A"), ("", "A"), ("x y", "A"), (7, "A"), ("B" * 201, "A")],
+)
+def test_a_connector_that_the_recorders_config_gave_goes_before_the_arguments(connector: object, told: str) -> None:
+    arguments = ["--kv-transfer-config", '{"kv_connector":"A"}']
+    assert facts(connector=connector, engine_args=arguments) == {"connector": told}
+
+
+@pytest.mark.parametrize(
     ("budget", "told"),
     [(4096, "4096"), (None, "2048"), (True, "2048"), (0, "2048"), ("4096", "2048"), (10**30, "2048")],
 )

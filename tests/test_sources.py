@@ -192,6 +192,20 @@ def test_a_look_tells_how_engines_are_run_and_config_goes_before_it(engine: Fake
     assert other.abouts["mine"].facts == {**facts, "token_budget": "2048"}
 
 
+def test_a_connector_that_config_names_goes_before_the_one_of_the_command_line() -> None:
+    told = '{"kv_connector": "MultiConnector", "kv_role": "kv_both"}'
+    with sleeping("--kv-transfer-config", told, "-tp", "2") as process:
+        listed = Engine("http://192.0.2.1:8000", "a", pid=process.pid)
+        config = config_of(listed, scrape=Scrape(discover=False))
+        look = look_around(config, None)
+        silent, named = Sources(config, None), Sources(config_of(replace(listed, connector="LMCacheConnectorV1")), None)
+        assert named.abouts["a"].facts == {"connector": "LMCacheConnectorV1"}  # before anybody looked
+        for one in (silent, named):
+            one.take(look)
+    assert silent.abouts["a"].facts == {"tensor_parallel": "2", "connector": "MultiConnector"}
+    assert named.abouts["a"].facts == {"tensor_parallel": "2", "connector": "LMCacheConnectorV1"}
+
+
 def test_a_process_that_config_names_is_asked_although_its_engine_does_not_answer() -> None:
     with sleeping("-tp", "4") as process:
         config = config_of(Engine("http://192.0.2.1:8000", "a", pid=process.pid), scrape=Scrape(discover=False))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kvtally.agent.kin import Kin
     from kvtally.agent.probe.engine import Engine
     from kvtally.agent.probe.measure import Probe as Measured
-    from kvtally.agent.steplaw.fit import Probe
+    from kvtally.agent.steplaw.evidence import Probe
 
 RELATIVE_ERROR = 0.05  # METHOD 4.3, M4
 
@@ -51,7 +51,7 @@ def probed(kin: Kin, name: str, where: Where, config: Config, *, is_agreed: bool
     """Ask, send the prompts, and give what they tell. CollectError as the engine raises; a no ends with status 1."""
     from kvtally.agent.probe.engine import Engine  # noqa: PLC0415  # --help needs none of it
     from kvtally.agent.probe.key import read_key  # noqa: PLC0415  # as above
-    from kvtally.agent.steplaw.fit import Probe  # noqa: PLC0415  # as above
+    from kvtally.agent.steplaw.evidence import Probe  # noqa: PLC0415  # as above
 
     if not is_agreed and not sys.stdin.isatty():
         raise click.UsageError("--probe asks before it sends anything: without a terminal, agree with --yes")

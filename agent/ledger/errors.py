@@ -31,8 +31,13 @@ class LedgerRevision(LedgerError):  # noqa: N818  # as above
 
 # what SQLite says, and what it means: (words of its message), class, what, what to do
 _SAID: tuple[tuple[tuple[str, ...], type[LedgerError], str, str], ...] = (
-    (("locked", "busy"), LedgerBusy, "locked by another process", "close the program that holds it; nothing is lost"),
-    (("full",), LedgerUnreachable, "the disk is full", "free space; the next interval then covers the gap"),
+    (
+        ("is locked", "is busy"),
+        LedgerBusy,
+        "locked by another process",
+        "close the program that holds it; nothing is lost",
+    ),
+    (("is full",), LedgerUnreachable, "the disk is full", "free space; the next interval then covers the gap"),
     (
         ("readonly", "read-only"),
         LedgerUnreachable,

@@ -5,8 +5,15 @@
     series       a replica's counters as arrays over time
     population   the requests behind the counters: (prompt, reused) pairs as far as the data know them
     windows      stretches of time that serve as evidence
+    evidence     windows and lone requests, with the prefills in them
     fit          parameters from evidence
     worth        engine-seconds that reuse avoided, by the law
+    mfu          how much attention there was, from the engine's own FLOP counter
+    logged       a log of requests beside the counters
+    explained    one figure taken apart, request by request
+    forwards     the law run forwards, for the model
+    alone        what single requests took, for the model
+    supposed     what another store would have done
 
 The only modules that load numpy; nothing that the daemon's tick imports comes here.
 """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvtally.agent.probe.passive import passive_probes
-from kvtally.agent.steplaw.fit import Probe
+from kvtally.agent.steplaw.evidence import Probe
 from kvtally.agent.steplaw.series import Logged
 from kvtally.agent.steplaw.windows import singles
 

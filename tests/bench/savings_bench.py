@@ -16,7 +16,7 @@ from kvtally.agent.recording import open_recording
 from kvtally.agent.replay import Replay
 from kvtally.agent.request_log import read_requests
 from kvtally.agent.savings import EXACTLY_NOTHING, parts_of, seconds_of
-from kvtally.agent.steplaw.fit import Probe
+from kvtally.agent.steplaw.evidence import Probe
 from kvtally.agent.steplaw.logged import logged_of
 from kvtally.agent.valuing import Laws, values_of
 
