@@ -261,7 +261,7 @@ def test_what_is_no_line_to_copy_fits_into_80_columns(
     ("name", "words"),
     [
         ("one", "reuse saved 32.6 engine-seconds net (28.7 to 36.6); 0.02439 USD net, of it realised 0.001319 USD"),
-        ("outer-tier", "reuse saved at least 32.6 engine-seconds net"),
+        ("outer-tier", "reuse saved 32.6 engine-seconds net"),
         ("not-proven", "NOT PROVEN: the data fit anything from 0.0 to 2.5 engine-seconds net, 0.02143 to 0.02734 USD"),
         ("dearer", "reuse cost 230.0 engine-seconds more than it saved"),
         ("nothing-reused", "nothing was reused; -0.5000 USD net"),

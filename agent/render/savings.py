@@ -34,7 +34,7 @@ RUNGS = {
 _TIERS = ("hbm", "dram", "disk", "p2p", "external")
 _WORDS = {
     "ok": "ok",
-    "lower_bound": "at least",
+    "lower_bound": "lower bound",
     "not_proven": "not proven",
     "insufficient_data": "no figure",
     "unreconciled": "no figure",
@@ -147,8 +147,7 @@ def _headline(group: Mapping[str, Any], currency: str) -> Text:
     elif net["high"] < 0:
         text.append(f"reuse cost {_seconds(-net['point'])} engine-seconds more than it saved", "bold red")
     else:
-        at_least = "at least " if status == "lower_bound" else ""
-        text.append(f"reuse saved {at_least}{_point(net)} engine-seconds net", style)
+        text.append(f"reuse saved {_point(net)} engine-seconds net", style)
         text.append(f" ({_span(net)})")
     if group["net"] is not None and status == "not_proven":
         text.append(f", {between(group['net']['low'], group['net']['high'])} {currency}")

@@ -179,7 +179,7 @@ def _gpu_lines(times: Array, table: Mapping[str, Array], model: Any) -> Iterator
     tensor = 100 * np.diff(table["flops"], prepend=0.0) / _PEAK / span
     for at, t in enumerate(times.tolist()):
         means = {"graphics_util": share[at], "sm_util": share[at], "any_tensor_util": tensor[at], "dram_bw_util": 0.0}
-        one = {"sm_clock_mhz": _CLOCK_MHZ, "gpm": means | {"pcie_rx_mib_per_s": 0.0, "pcie_tx_mib_per_s": 0.0}}
+        one = {"gpm": means | {"pcie_rx_mib_per_s": 0.0, "pcie_tx_mib_per_s": 0.0}}
         gpus = [{"index": number, "uuid": f"GPU-prototype-{number}", **one} for number in range(model.tp)]
         yield json.dumps({"t": START + t, "gpus": gpus}).encode() + b"\n"
 
