@@ -31,7 +31,7 @@ _GO_WITH = {
 @click.command(
     epilog="\b\nExample: a 70B model on 4 H100, with a file system of 40 GB/s at 145 USD a TB and month\n"
     "  kvtally model --model llama-70b --gpu H100 --gpus 4 --storage 'scale=40GB/s,$145/TB-month' --svg 70b.svg\n\n\b\n"
-    "Example: 10 TB of storage for a ledger's deployment, if it turned a fifth of its computed tokens into hits\n"
+    "And from a ledger: 10 TB of storage for its deployment, if it turned a fifth of its computed tokens into hits\n"
     "  kvtally model --calibrated --measured --what-if 'disk=10TB@20GB/s,$300/TB' --extra-reuse 20%"
 )
 @click.option("--model", metavar="NAME|FILE", help="A packaged name (llama-70b), or a config.json.")
