@@ -17,7 +17,20 @@ def clashes(*engines: Engine) -> list[Fault]:
 def test_the_defaults_and_a_whole_engine_have_no_fault() -> None:
     engine = Engine(
         "https://me:word@[::1]:8000/metrics",
-        *("a", ("GPU-a", "MIG-b"), 2, 7, ("/mnt/kv",), 64.0, 1.0, "/models/a", 8192, "owned", "fra"),
+        *(
+            "a",
+            ("GPU-a", "MIG-b"),
+            2,
+            7,
+            ("/mnt/kv",),
+            64.0,
+            1.0,
+            "/models/a",
+            8192,
+            "LMCacheConnectorV1",
+            "owned",
+            "fra",
+        ),
     )
     assert faults(Config(engines=(engine,))) == []
     assert clashes(engine, Engine("http://127.0.0.1:8001", gpus=("GPU-c",)), Engine("http://127.0.0.1:8002")) == []
