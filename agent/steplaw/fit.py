@@ -37,9 +37,9 @@ COPY_MEDIAN, COPY_SD = 0.5, 0.3  # share of load and store seconds that shows as
 CPU_COPY_SD = 0.5
 THREADS_SD = 1.5  # of the log: CPU seconds per second of an engine's step
 # what all windows get wrong alike, of the log: seconds of work, and wall seconds. Windows of one load agree
-# with each other better than with any law
-WORK_SD, WALL_SD = 0.03, 0.02
-NUISANCES = 3
+# with each other better than with any law. Probes run alone for some seconds, at a clock that is not that of a load
+WORK_SD, WALL_SD, PROBE_SD = 0.03, 0.02, 0.05
+NUISANCES = 4
 ITERATIONS = 40
 STEP = 1e-4
 # a change of the log of launch_seconds that is none, and how far above its median the search begins anew then
@@ -62,8 +62,8 @@ class Fit(NamedTuple):
 class _Problem:
     """Residuals in standard deviations, as a function of the logs of the parameters and of the nuisances.
 
-    Nuisances: the share of copies that shows as work, and the logs of what all windows' work (on a CPU: its threads)
-    and wall seconds are off by.
+    Nuisances: the share of copies that shows as work, and the logs of what all windows' work (on a CPU: its threads),
+    their wall seconds and the probes are off by.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class _Problem:
 
     def start(self) -> Array:
         """The prior's medians."""
-        return np.concatenate([self.logs, [COPY_MEDIAN, 0.0, 0.0]])
+        return np.concatenate([self.logs, [COPY_MEDIAN, 0.0, 0.0, 0.0]])
 
     def predicted(self, part: Evidence, x: Array) -> tuple[Array, Array]:
         """Seconds of work and of wall time in each window."""
@@ -99,7 +99,7 @@ class _Problem:
         wall = np.bincount(rows.window, prefill_seconds(prefill, theta) * rows.weight, count)
         alone = wall + theta[REQUEST] * told.first
         full = wall + part.decode_steps * (decode + theta[GAP])
-        copied, worked, walled = x[len(PARAMETERS) :]
+        copied, worked, walled, _ = x[len(PARAMETERS) :]
         work = (work + copied * copies) * math.exp(worked)
         full = (full + copies) * math.exp(walled)
         return work, np.where(part.single, alone + copies, full)
@@ -123,7 +123,7 @@ class _Problem:
         found.append(self.precision @ (x[: len(PARAMETERS)] - self.logs))
         copied, *scales = x[len(PARAMETERS) :]
         copy_sd = CPU_COPY_SD if self.is_cpu else COPY_SD
-        sds = (THREADS_SD if self.is_cpu else WORK_SD, WALL_SD)
+        sds = (THREADS_SD if self.is_cpu else WORK_SD, WALL_SD, PROBE_SD)
         found.append(np.array([(copied - COPY_MEDIAN) / copy_sd, *np.divide(scales, sds)]))
         return np.concatenate(found)
 
@@ -132,7 +132,7 @@ class _Problem:
             return np.zeros(0)
         prompt, reused, seconds, error = self.probes.T
         predicted = alone_seconds(self.machine, np.exp(x[: len(PARAMETERS)]), prompt, reused, self.clock)
-        result: Array = self.probe_weight * np.log(predicted / seconds) / error
+        result: Array = self.probe_weight * (np.log(predicted / seconds) + x[-1]) / error
         return result
 
 
