@@ -189,6 +189,8 @@ def _hours(series: Series, start_ns: int, end_ns: int) -> list[tuple[int, int, i
     """(hour, first scrape, last scrape) of the intervals that start in the window."""
     starts = series.epoch_ns + np.round(series.at * 1e9).astype(np.int64)
     spans: list[tuple[int, int, int]] = []
+    # a window may reach from 1970 on
+    start_ns, end_ns = max(start_ns, int(starts[0])), min(end_ns, int(starts[-1]) + 1)
     for hour_ns in range(start_ns - start_ns % HOUR_NS, end_ns, HOUR_NS):
         low, high = max(hour_ns, start_ns), min(hour_ns + HOUR_NS, end_ns)
         first = int(np.searchsorted(starts, low, "left"))
