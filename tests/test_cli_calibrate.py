@@ -325,6 +325,7 @@ def skewed(law: dict[str, Any]) -> dict[str, Any]:
         (edited(rung="M9"), "its rung M9 is none of"),
         (edited(medians__step_seconds=0.0), "is not above 0"),
         (edited(medians__step_seconds=float("inf")), "is not above 0"),
+        (edited(medians__compute_efficiency=50.0), "its compute_efficiency cannot be"),
         (edited(clock=float("nan")), "is not above 0"),
         (edited(covariance=[[0.1]]), "9 x 9"),
         (edited(covariance=[[0.1] * 9] * 9), None),

@@ -77,6 +77,15 @@ def _faults(calibration: Calibration) -> Iterator[str]:
     if not calibration.clock_weight_seconds >= 0:
         yield "its clock's weight is below 0"
     yield from _skewed(calibration.covariance)
+    yield from _unbelievable(calibration)
+
+
+def _unbelievable(calibration: Calibration) -> Iterator[str]:
+    """Parameters that a fit would be refused for."""
+    from kvtally.agent.steplaw.fit import beyond_belief  # noqa: PLC0415  # --help needs none of it
+
+    if calibration.fingerprint.gpus and (names := beyond_belief(calibration.medians)):
+        yield f"its {', '.join(names)} cannot be"
 
 
 def _skewed(covariance: tuple[tuple[float, ...], ...]) -> Iterator[str]:

@@ -137,7 +137,11 @@ def _held(lines: Worked, facts: Sequence[Facts], currency: str, places: int) -> 
     if names:
         lines.result("holding", "holding KV, hits or not", " + ".join(names), places, unit=currency)
     else:
-        words = "holding KV: no price, or inside the server's" if amounts else "holding KV: nothing is held outside HBM"
+        words = (
+            "holding KV: no price, or inside the server's"
+            if amounts
+            else "holding KV: no kv_dram_gib or kv_storage_tib is told"
+        )
         lines.given("holding", words, 0.0, places, unit=currency, basis="ASSUMED")
     return [{"price": rate_text(rate), "amount_nano": str(amount)} for rate, amount in amounts.items()]
 

@@ -252,5 +252,10 @@ _BOUNDS = {
 
 
 def _at_bound(x: Array) -> tuple[str, ...]:
-    theta = dict(zip(PARAMETERS, np.exp(x[: len(PARAMETERS)]).tolist(), strict=True))
+    return beyond_belief(np.exp(x[: len(PARAMETERS)]).tolist())
+
+
+def beyond_belief(medians: Sequence[float]) -> tuple[str, ...]:
+    """Names of the parameters that no GPU can have."""
+    theta = dict(zip(PARAMETERS, medians, strict=True))
     return tuple(name for name, (low, high) in _BOUNDS.items() if not low <= theta[name] <= high)
