@@ -8,6 +8,7 @@ import numpy as np
 
 from kvtally.agent.calibration import Calibration, CalibrationEvidence, Fingerprint
 from kvtally.agent.kin import kin_of
+from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.observed import replica_names
 from kvtally.agent.ledger.read import replica_of
 from kvtally.agent.observed import fingerprint_of
@@ -44,7 +45,6 @@ DRIFT = 0.03
 # a CPU has no clock that gives way under load: it is known, and JSON has no infinity
 KNOWN_CLOCK_SECONDS = 1e9
 
-HOUR_NS = 3_600_000_000_000
 # how long a law is used before what came since is learned from as well: often at first, then four times a day
 YOUNG_NS, YOUNG_EVERY_NS, EVERY_NS = 6 * HOUR_NS, HOUR_NS, 6 * HOUR_NS
 

@@ -187,7 +187,7 @@ def _unread(rows: Sequence[EngineRow]) -> list[str]:
 
 def _hours(series: Series, start_ns: int, end_ns: int) -> list[tuple[int, int, int]]:
     """(hour, first scrape, last scrape) of the intervals that start in the window."""
-    starts = series.epoch_ns + np.round(series.at * 1e9).astype(np.int64)
+    starts = series.instants_ns
     spans: list[tuple[int, int, int]] = []
     # a window may reach from 1970 on
     start_ns, end_ns = max(start_ns, int(starts[0])), min(end_ns, int(starts[-1]) + 1)

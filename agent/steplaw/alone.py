@@ -112,7 +112,7 @@ def _shared(requests: Sequence[Request], loads: float, stores: float) -> list[Al
 
 def _alone(machine: Machine, series: Series, start_ns: int, end_ns: int) -> tuple[Windows, Described]:
     """Spans of [start_ns, end_ns) whose requests ran one at a time."""
-    instants = series.epoch_ns + np.round(series.at * 1e9).astype(np.int64)
+    instants = series.instants_ns
     first = int(np.searchsorted(instants, start_ns, "left"))
     last = min(int(np.searchsorted(instants, end_ns, "left")), len(instants) - 1)
     windows = singles(series, first, max(first, last)) if first < len(instants) else singles(series, 0, 0)

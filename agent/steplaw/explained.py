@@ -108,7 +108,7 @@ def requests_of(machine: Machine, series: Series, start: int, end: int, calibrat
         machine, series, windows, told=load.told, window=load.window, populations=load.populations
     )
     people = load.populations[MIXED]
-    instants = series.epoch_ns + np.round(series.at * 1e9).astype(np.int64)
+    instants = series.instants_ns
     return Requests(
         machine,
         calibration,

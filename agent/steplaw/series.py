@@ -107,6 +107,11 @@ class Series(NamedTuple):
         return result
 
     @property
+    def instants_ns(self) -> NDArray[np.int64]:
+        """The scrapes' instants, unix nanoseconds."""
+        return self.epoch_ns + np.round(self.at * 1e9).astype(np.int64)
+
+    @property
     def quiet(self) -> Flags:
         """Scrapes at which nothing runs, so that all counters agree."""
         result: Flags = (self.running + self.waiting < QUIET) & (self.resting < AT_REST)

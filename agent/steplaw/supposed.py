@@ -8,7 +8,7 @@ import numpy as np
 
 from kvtally.agent.calibration import PARAMETERS
 from kvtally.agent.steplaw.windows import cut, least_seconds
-from kvtally.agent.steplaw.worth import CLOCK_STEP, DERIVATIVE_STEP, MIXED, Law, load_of, marginal
+from kvtally.agent.steplaw.worth import CLOCK_STEP, DERIVATIVE_STEP, MIXED, Law, around, load_of, marginal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +52,7 @@ def supposed(
 
     `before` is the worth as it was: its counts stay, its loads and stores are the caller's to replace.
     """
-    instants = series.epoch_ns + np.round(series.at * 1e9).astype(np.int64)
+    instants = series.instants_ns
     start = int(np.searchsorted(instants, span_ns[0], "left"))
     end = min(int(np.searchsorted(instants, span_ns[1], "left")), len(instants) - 1)
     windows = cut(series, start, end, least_seconds(machine, series)) if start < end else None
@@ -107,9 +107,5 @@ def _avoided(load: Load, people: Population, law: Law, share: float) -> float:
 
 def _derivative(load: Load, people: Population, law: Law, place: int, share: float) -> float:
     """By the log of one parameter, from both sides."""
-    sides = []
-    for sign in (1.0, -1.0):
-        theta = law.theta.copy()
-        theta[place] *= np.exp(sign * DERIVATIVE_STEP)
-        sides.append(_avoided(load, people, law._replace(theta=theta), share))
-    return (sides[0] - sides[1]) / (2 * DERIVATIVE_STEP)
+    up, down = (_avoided(load, people, one, share) for one in around(law, place))
+    return (up - down) / (2 * DERIVATIVE_STEP)

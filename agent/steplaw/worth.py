@@ -15,7 +15,7 @@ from kvtally.agent.steplaw.windows import cut, describe, least_seconds
 from kvtally.agent.worth import NOTHING, Three, Worth
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -112,11 +112,11 @@ def worth(machine: Machine, series: Series, start: int, end: int, calibration: C
         return counted
     load = load_of(machine, series, windows, calibration.clock)
     law = Law(np.array(calibration.medians), calibration.clock)
-    couplings = _narrowed(machine, series, windows, load, [_parts(load, one, law) for one in load.populations])
+    told_apart = [_parts(load, one, law) for one in load.populations]
+    couplings = _narrowed(machine, series, windows, load, told_apart)
     people, middle = load.populations[MIXED], couplings[MIXED]
     by = [_derivative(load, people, law, place) for place in range(len(PARAMETERS))]
     faster = _parts(load, people, law._replace(clock=law.clock * (1 + CLOCK_STEP), faster=1 + CLOCK_STEP))
-    plain = _parts(load, people, law)
     tiers = _tiers(load, people, law, counted)
     starved = _starved_share(series, windows)
     return counted._replace(
@@ -127,7 +127,8 @@ def worth(machine: Machine, series: Series, start: int, end: int, calibration: C
         outer_by=tuple(one.outer for one in by),
         full_by=tuple(one.full for one in by),
         clock_by=_three(
-            (getattr(faster, name) - getattr(plain, name)) / CLOCK_STEP for name in ("avoided", "outer", "full")
+            (getattr(faster, name) - getattr(told_apart[MIXED], name)) / CLOCK_STEP
+            for name in ("avoided", "outer", "full")
         ),
         **tiers,
         bound=float((_by_window(load, people, law) * starved).sum()),
@@ -180,14 +181,17 @@ def _counted(series: Series, start: int, end: int) -> Worth:
     )
 
 
-def _derivative(load: Load, people: Population, law: Law, place: int) -> _Parts:
-    """Derivatives by the log of one parameter, from both sides."""
-    sides = []
+def around(law: Law, place: int) -> Iterator[Law]:
+    """The law with one parameter a little larger, and a little smaller: DERIVATIVE_STEP of its log each way."""
     for sign in (1.0, -1.0):
         theta = law.theta.copy()
         theta[place] *= np.exp(sign * DERIVATIVE_STEP)
-        sides.append(_parts(load, people, law._replace(theta=theta)))
-    up, down = sides
+        yield law._replace(theta=theta)
+
+
+def _derivative(load: Load, people: Population, law: Law, place: int) -> _Parts:
+    """Derivatives by the log of one parameter, from both sides."""
+    up, down = (_parts(load, people, one) for one in around(law, place))
     width = 2 * DERIVATIVE_STEP
     least, middle, most = ((a - b) / width for a, b in zip(up.prefill, down.prefill, strict=True))
     return _Parts(
