@@ -9,6 +9,10 @@ default: lint test
 test *words:
     {{ bin }}/pytest {{ words }}
 
+# property tests on new random examples, for as long as it pleases you
+fuzz *words:
+    while {{ bin }}/pytest -q --hypothesis-profile fuzz -m "not slow" {{ words }}; do :; done
+
 # style, formatting, types, and who imports whom
 lint:
     {{ bin }}/ruff check .

@@ -4,12 +4,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from tests import command_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# A landing is judged by its change, not by the luck of that run's examples: `just fuzz` looks for new ones. No example
+# has a time limit, since a busy machine would decide it.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("fuzz", deadline=None, max_examples=300)
+settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
