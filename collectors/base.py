@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-Kind = Literal["engine", "cache", "gpu", "filesystem", "process"]
+Kind = Literal["engine", "cache", "gpu", "filesystem", "process", "gateway"]
 Outcome = Literal["ok", "no_data", "failed"]
 
 

@@ -43,7 +43,7 @@ ENGINE = (
     _tokens("generated_tokens", "output tokens, those of aborted requests included"),
     _tokens("prefix_query_tokens", "tokens looked up in the prefix cache; before 0.27 once per scheduling attempt"),
     _tokens("prefix_hit_tokens", "tokens found there"),
-    _tokens("external_query_tokens", "tokens looked up through a KV connector"),
+    _tokens("external_query_tokens", "tokens looked up through a KV connector; whole prompts until vLLM 0.14"),
     _tokens("external_hit_tokens", "tokens found there"),
     _tokens("first_tokens", "requests that gave their first token"),
     _tokens("finished_requests", "requests that finished; client aborts are not among them"),
@@ -73,9 +73,17 @@ CACHE = (
     _tokens("stores", "store operations"),
     _seconds("load_ns", "seconds of loading"),
     _seconds("store_ns", "seconds of storing"),
-    _tokens("load_bytes", "bytes loaded"),
-    _tokens("store_bytes", "bytes stored"),
+    _tokens("load_bytes", "bytes brought to the engine"),
+    _tokens("store_bytes", "bytes taken from the engine"),
     Quantity("used_bytes", "gauge", 1, "bytes held"),
+    _tokens("dram_hit_tokens", "of the tokens found, those in this host's DRAM"),
+    _tokens(
+        "disk_hit_tokens", "of the tokens found, those on storage: a disk, a filesystem, an object or key-value store"
+    ),
+    _tokens("storage_read_bytes", "KV bytes that this cache read from storage: what its programs asked for"),
+    _seconds("storage_read_ns", "seconds of reading them, summed over what ran side by side"),
+    _tokens("storage_write_bytes", "KV bytes that this cache wrote to storage"),
+    _seconds("storage_write_ns", "seconds of writing them, summed"),
 )
 
 GPU = (
@@ -99,12 +107,14 @@ GPU = (
 )
 
 FILESYSTEM = (
-    _tokens("read_bytes", "bytes read from the device: page-cache hits are not among them"),
+    _tokens("read_bytes", "bytes read from the device or the server: page-cache hits are not among them"),
     _tokens("reads", "read operations"),
     _seconds("read_ns", "time of read operations, summed"),
-    _tokens("write_bytes", "bytes written"),
+    _tokens("write_bytes", "bytes written to the device or the server"),
     _tokens("writes", "write operations"),
     _seconds("write_ns", "time of write operations, summed"),
+    _tokens("app_read_bytes", "bytes that programs read through the filesystem, those that a cache served included"),
+    _tokens("app_write_bytes", "bytes that programs wrote through the filesystem"),
 )
 
 PROCESS = (
@@ -117,12 +127,24 @@ PROCESS = (
     Quantity("resident_bytes", "gauge", 1, "resident memory of the tree"),
 )
 
+GATEWAY = (
+    _tokens("requests", "requests that came in"),
+    _tokens("failed_requests", "requests that ended in an error"),
+    _tokens("input_tokens", "prompt tokens as the responses tell them, each request once"),
+    _tokens("cached_tokens", "of these, the tokens that the engines tell as cached"),
+    _tokens("output_tokens", "output tokens as the responses tell them"),
+    _tokens("disaggregated_requests", "requests whose prefill ran on another engine than their decode"),
+    _seconds("first_token_ns", "sum of time to first token, seen from the gateway"),
+    _seconds("request_ns", "sum of end-to-end latency, seen from the gateway"),
+)
+
 QUANTITIES: Mapping[Kind, tuple[Quantity, ...]] = {
     "engine": ENGINE,
     "cache": CACHE,
     "gpu": GPU,
     "filesystem": FILESYSTEM,
     "process": PROCESS,
+    "gateway": GATEWAY,
 }
 
 

@@ -369,7 +369,8 @@ def test_a_state_of_parts_comes_back_whole() -> None:
 
 def test_a_quantity_that_an_older_kvtally_did_not_ask_for_is_known_as_such() -> None:
     names = quantity_columns("filesystem")
-    state = State(START, (1.0, UNASKED, None, 4.0, 5.0, 6.0), None, None, ("a",), (3.0,))
+    values = (1.0, UNASKED, None, *(4.0 for _ in names[3:]))
+    state = State(START, values, None, None, ("a",), (3.0,))
     text = encoded("filesystem", state)
     assert f'"{names[1]}"' not in text
     back = decoded("filesystem", START, text, ("a",))

@@ -15,6 +15,7 @@ import pytest
 from tests.ledgers import new_ledger, url_of
 
 from kvtally.agent.ledger.append import LedgerWriter
+from kvtally.agent.ledger.columns import HEAD_REVISION
 from kvtally.agent.ledger.errors import LedgerBusy, LedgerError, LedgerRevision, LedgerUnreachable, explained
 from kvtally.agent.ledger.place import WriterLock, connect, file_of, is_current, revision_of
 from kvtally.agent.ledger.read import LedgerReader
@@ -171,9 +172,9 @@ def test_a_ledger_of_a_newer_kvtally_is_refused_and_stays_as_it_is(tmp_path: Pat
     path = new_ledger(tmp_path)
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA journal_mode=DELETE")
-        connection.execute("UPDATE alembic_version SET version_num = '0003'")
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
     before = Path(path).read_bytes()
-    with pytest.raises(LedgerRevision, match="the ledger has revision 0003, this kvtally knows 0002") as caught:
+    with pytest.raises(LedgerRevision, match=f"has revision 9999, this kvtally knows {HEAD_REVISION}") as caught:
         door(path)
     assert "upgrade this one" in caught.value.hint
     assert Path(path).read_bytes() == before

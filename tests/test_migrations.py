@@ -6,7 +6,7 @@ from contextlib import closing
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from alembic import command
@@ -43,8 +43,12 @@ from kvtally.agent.ledger.upgrade import upgrade
 from kvtally.agent.rates import RateBook
 from kvtally.agent.replica import About
 from kvtally.agent.settlement import settle
+from kvtally.collectors.base import Reading, Scrape
+from kvtally.collectors.quantities import QUANTITIES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.command_line import Call
 
     from kvtally.collectors.base import Kind
@@ -175,8 +179,51 @@ def test_an_upgrade_that_is_killed_at_any_statement_leaves_nothing_half_made(tmp
     assert not died[-1]
 
 
-ADDED = {"calibration", "saving"}  # tables of revision 0002
-NEW = "busy_cycles"  # its column of GPUs, the last one
+class Added(NamedTuple):
+    """What one revision adds to the ledger of the one before it."""
+
+    tables: tuple[str, ...]
+    columns: Mapping[Kind, tuple[str, ...]]
+
+
+ADDED = {
+    "0002": Added(("calibration", "saving"), {"gpu": ("busy_cycles",)}),
+    "0003": Added(
+        ("gateway_interval", "gateway_hour"),
+        {
+            "cache": (
+                "dram_hit_tokens",
+                "disk_hit_tokens",
+                "storage_read_bytes",
+                "storage_read_ns",
+                "storage_write_bytes",
+                "storage_write_ns",
+            ),
+            "filesystem": ("app_read_bytes", "app_write_bytes"),
+        },
+    ),
+}
+OLD = ("0001", *sorted(ADDED)[:-1])  # whatever a kvtally before this one may have left
+
+
+def tables_after(revision: str) -> set[str]:
+    """Tables that later revisions add."""
+    return {table for later, added in ADDED.items() if later > revision for table in added.tables}
+
+
+def quantities_after(revision: str) -> dict[Kind, tuple[str, ...]]:
+    """Quantities that later revisions add to tables which are there."""
+    found: dict[Kind, tuple[str, ...]] = {}
+    for later, added in ADDED.items():
+        if later > revision:
+            found |= {kind: (*found.get(kind, ()), *names) for kind, names in added.columns.items()}
+    return found
+
+
+def columns_after(revision: str) -> dict[str, tuple[str, ...]]:
+    """The same by table."""
+    added = quantities_after(revision).items()
+    return {table: names for kind, names in added for table in (interval_table(kind), hour_table(kind))}
 
 
 def at_revision(path: Path, revision: str) -> str:
@@ -188,115 +235,199 @@ def at_revision(path: Path, revision: str) -> str:
     return str(path)
 
 
-def aged(path: str, place: Path) -> str:
-    """The same ledger as kvtally of revision 0001 would have left it: its tables, and states of what it counted."""
-    old = at_revision(place, "0001")
+def aged(path: str, place: Path, revision: str = "0001") -> str:
+    """The same ledger as kvtally of this revision would have left it: its tables, and states of what it counted."""
+    old = at_revision(place, revision)
     with closing(sqlite3.connect(old)) as connection, connection:
         connection.execute("ATTACH ? AS new", (path,))
         for name, (columns, *_) in shape(old).items():
             names = ", ".join(column[1] for column in columns)
             connection.execute(f"INSERT INTO {name} ({names}) SELECT {names} FROM new.{name}")
-        connection.execute(f"UPDATE counter_state SET state = json_remove(state, '$.values.{NEW}') WHERE kind = 'gpu'")
+        for kind, quantities in quantities_after(revision).items():
+            unknown = ", ".join(f"'$.values.{name}'" for name in quantities)
+            connection.execute(
+                f"UPDATE counter_state SET state = json_remove(state, {unknown}) WHERE kind = ?", (kind,)
+            )
     return old
 
 
+class Counters:
+    """A cache or a filesystem: all that it counts grows at once, each quantity by its place in the readings' order."""
+
+    def __init__(self, kind: Kind, name: str, epoch: float | None = None) -> None:
+        self.kind, self.name, self._epoch = kind, name, epoch
+        # it has counted long before anyone looks
+        self._counts = {quantity.name: 1e6 for quantity in QUANTITIES[kind]}
+        self.hidden: tuple[str, ...] = ()
+
+    def grow(self, times: int) -> None:
+        """Count on."""
+        for place, name in enumerate(self._counts, 1):
+            self._counts[name] += times * place
+
+    def reading(self) -> Reading:
+        """What is told of it now."""
+        values = tuple(None if name in self.hidden else count for name, count in self._counts.items())
+        return Reading(self.kind, self.name, {}, values, self._epoch)
+
+
 class Past:
-    """A deployment of one engine and its GPU, which an older kvtally watched from 04:00 on and a newer one may."""
+    """A deployment of one engine, its cache, its GPU and a disk, watched from 04:00 on: by an older kvtally first."""
 
     def __init__(self) -> None:
         self.engine, self.gpu = FakeEngine("10.0.0.1:8000/0"), FakeGpu("GPU-a")
+        self.cache = Counters("cache", "10.0.0.1:8000/lmcache")
+        self.disk = Counters("filesystem", "vda", START / 1e9 - 600)
 
     def watch(self, path: str, seconds: range) -> None:
         deployment = Deployment(path, {"10.0.0.1:8000": About(gpus=("GPU-a",), sku=SKU, mapping="a test")})
         for second in seconds:
             self.engine.serve(computed=300, hbm=500, generated=40, steps=20)
             self.gpu.run(seconds.step, seconds.step / 2)
-            deployment.scrape(START + second * SECOND, [self.engine], [self.gpu])
+            self.cache.grow(seconds.step)
+            self.disk.grow(seconds.step)
+            at_ns = START + second * SECOND
+            tick = deployment.pipeline.tick(
+                [
+                    Scrape("nvml", at_ns - 2_000_000, 0.0, (self.gpu.reading(),)),
+                    Scrape("engine:0", at_ns, 0.0, (self.engine.reading(), self.cache.reading())),
+                    Scrape("disks", at_ns, 0.0, (self.disk.reading(),)),
+                ]
+            )
+            assert tick.error is None
         deployment.close()
 
 
+@pytest.fixture(scope="module", params=OLD)
+def revision(request: pytest.FixtureRequest) -> str:
+    """Each revision before this one."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def first_ledger(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A ledger of revision 0001 with rows in every table; those of money come from nobody's arithmetic."""
+def old_ledger(tmp_path_factory: pytest.TempPathFactory, revision: str) -> bytes:
+    """A ledger of that revision with rows in every table; those of money come from nobody's arithmetic."""
     folder = tmp_path_factory.mktemp("old")
     watched = new_ledger(folder, "watched.db")
     Past().watch(watched, range(0, 4000, 20))
-    path = aged(watched, folder / "ledger.db")
+    path = aged(watched, folder / "ledger.db", revision)
     with closing(sqlite3.connect(path)) as connection, connection:
-        for table in ("rate", "charge", "settlement", "finding", "prune_log"):
+        for table in {*IMMUTABLE} - tables_after(revision):
             connection.execute(FILLED[table])
     return Path(path).read_bytes()
 
 
 @pytest.fixture
-def old(tmp_path: Path, first_ledger: bytes) -> str:
+def old(tmp_path: Path, old_ledger: bytes) -> str:
     """A copy of it."""
     path = tmp_path / "ledger.db"
-    path.write_bytes(first_ledger)
+    path.write_bytes(old_ledger)
     return str(path)
 
 
-def contents(path: str) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row of every table but those that revision 0002 adds, without its column, which must hold nothing."""
+def contents(path: str, revision: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of the tables that this revision has, by the columns that it has."""
+    later = columns_after(revision)
     with closing(sqlite3.connect(path)) as connection:
-        found: dict[str, list[tuple[Any, ...]]] = {}
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        for name in names - ADDED:
+        found: dict[str, list[tuple[Any, ...]]] = {}
+        for name in names - tables_after(revision):
             rows = connection.execute(f"SELECT * FROM {name}")
-            is_wider = rows.description[-1][0] == NEW
-            found[name] = rows.fetchall()
-            if is_wider:
-                assert {row[-1] for row in found[name]} <= {None}
-                found[name] = [row[:-1] for row in found[name]]
+            own = [at for at, (column, *_) in enumerate(rows.description) if column not in later.get(name, ())]
+            found[name] = [tuple(row[at] for at in own) for row in rows]
         return found
 
 
-def test_a_ledger_of_the_first_revision_is_upgraded_in_place_and_no_row_is_touched(tmp_path: Path, old: str) -> None:
-    before = contents(old)
-    assert before.pop("alembic_version") == [("0001",)]
-    filled = {"target", "counter_state", "engine_interval", "engine_hour", "gpu_interval", "gpu_hour", "rate", "charge"}
-    assert {name for name, rows in before.items() if rows} == filled | {"settlement", "finding", "prune_log"}
+def added_values(path: str, revision: str) -> set[Any]:
+    """All that stands in an upgraded ledger's tables and columns of later revisions."""
+    with closing(sqlite3.connect(path)) as connection:
+        columns = [(table, name) for table, names in columns_after(revision).items() for name in names]
+        columns += [(table, "*") for table in tables_after(revision)]
+        return {
+            value
+            for table, names in columns
+            for row in connection.execute(f"SELECT {names} FROM {table}")
+            for value in row
+        }
+
+
+def test_a_ledger_of_an_older_revision_is_upgraded_in_place_and_no_row_is_touched(
+    tmp_path: Path, old: str, revision: str
+) -> None:
+    before = contents(old, revision)
+    assert before.pop("alembic_version") == [(revision,)]
+    filled = {"target", "counter_state"} | {*IMMUTABLE} - tables_after(revision)
+    filled |= {name(kind) for kind in ("engine", "cache", "gpu", "filesystem") for name in (interval_table, hour_table)}
+    assert {name for name, rows in before.items() if rows} == filled
     assert upgrade(url_of(old)) is True
-    after = contents(old)
+    after = contents(old, revision)
     assert after.pop("alembic_version") == [(HEAD_REVISION,)]
     assert after == before
+    assert added_values(old, revision) == {None}
     assert shape(old) == shape(new_ledger(tmp_path, "new.db"))
     assert upgrade(url_of(old)) is False
 
 
-@pytest.mark.parametrize("table", sorted(ADDED))
-def test_what_an_upgrade_adds_is_as_immutable_as_in_a_new_ledger(old: str, table: str) -> None:
-    upgrade(url_of(old))
-    with closing(sqlite3.connect(old)) as connection:
+def test_each_revision_adds_what_is_told_of_it_here(tmp_path: Path) -> None:
+    drawn = {one: shape(at_revision(tmp_path / f"{one}.db", one)) for one in ("0001", *sorted(ADDED))}
+    for before, later in zip(OLD, sorted(ADDED), strict=True):
+        assert drawn[later].keys() - drawn[before].keys() == {*ADDED[later].tables}
+        wider = {
+            table: tuple(column[1] for column in columns[len(drawn[before][table][0]) :])
+            for table, (columns, *_) in drawn[later].items()
+            if table in drawn[before] and columns != drawn[before][table][0]
+        }
+        added = ADDED[later].columns.items()
+        assert wider == {table: names for kind, names in added for table in (interval_table(kind), hour_table(kind))}
+
+
+@pytest.mark.parametrize("table", ["calibration", "saving"])
+def test_what_an_upgrade_adds_never_changes_and_never_leaves(tmp_path: Path, table: str) -> None:
+    path = at_revision(tmp_path / "ledger.db", "0001")
+    upgrade(url_of(path))
+    with closing(sqlite3.connect(path)) as connection:
         connection.execute(FILLED[table])
         for statement in (f"UPDATE {table} SET body = body", f"DELETE FROM {table}"):
             with pytest.raises(sqlite3.IntegrityError, match=f"{table}: "):
                 connection.execute(statement)
 
 
-def test_an_upgrade_of_an_old_ledger_that_is_killed_at_any_statement_leaves_it_old_or_new(old: str) -> None:
-    whole, before = Path(old).read_bytes(), contents(old)
+def test_intervals_of_gateways_that_an_upgrade_makes_room_for_leave_and_never_change(tmp_path: Path) -> None:
+    path = at_revision(tmp_path / "ledger.db", "0002")
+    upgrade(url_of(path))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(FILLED["gateway_interval"])
+        with pytest.raises(sqlite3.IntegrityError, match="gateway_interval: intervals never change"):
+            connection.execute("UPDATE gateway_interval SET requests = 1")
+        connection.execute("DELETE FROM gateway_interval")
+        assert connection.execute("SELECT count(*) FROM gateway_interval").fetchone() == (0,)
+
+
+def test_an_upgrade_of_an_old_ledger_that_is_killed_at_any_statement_leaves_it_old_or_new(
+    old: str, revision: str
+) -> None:
+    whole, before = Path(old).read_bytes(), contents(old, revision)
     upgrade(url_of(old))
     drawn = shape(old)
     died = []
-    for statement in (*range(30), 1000):
+    for statement in (*range(0, 60, 3), 1000):
         for leftover in Path(old).parent.glob("ledger.db*"):
             leftover.unlink()
         Path(old).write_bytes(whole)
         died.append(killed_at(statement, partial(upgrade, url_of(old))))
-        assert contents(old)["alembic_version"] == ([("0001",)] if died[-1] else [(HEAD_REVISION,)])
+        assert contents(old, revision)["alembic_version"] == [(revision if died[-1] else HEAD_REVISION,)]
         assert upgrade(url_of(old)) is died[-1]
         assert shape(old) == drawn
-        assert contents(old) == before | {"alembic_version": [(HEAD_REVISION,)]}
+        assert contents(old, revision) == before | {"alembic_version": [(HEAD_REVISION,)]}
     assert sum(died) > 5
     assert not died[-1]
 
 
-def test_a_writer_goes_on_after_an_upgrade_from_the_counters_before_it(tmp_path: Path) -> None:
+def test_a_writer_goes_on_after_an_upgrade_from_the_counters_before_it(tmp_path: Path, revision: str) -> None:
     watched = new_ledger(tmp_path, "watched.db")
     past = Past()
     past.watch(watched, range(0, 1800, 20))
-    path = aged(watched, tmp_path / "ledger.db")
+    path = aged(watched, tmp_path / "ledger.db", revision)
     upgrade(url_of(path))
     past.watch(path, range(1800, 4000, 20))
     with reader_of(path) as reader:
@@ -309,6 +440,50 @@ def test_a_writer_goes_on_after_an_upgrade_from_the_counters_before_it(tmp_path:
         assert audit(reader, book) == []
         assert reader.calibrations() == []
         assert reader.savings(0, 2**62) == {}
+
+
+@pytest.mark.parametrize("kind", ["cache", "filesystem"])
+def test_counters_of_a_source_that_the_state_before_lacks_begin_with_a_baseline(
+    tmp_path: Path, revision: str, kind: Kind
+) -> None:
+    watched = new_ledger(tmp_path, "watched.db")
+    past = Past()
+    past.watch(watched, range(0, 100, 20))
+    path = aged(watched, tmp_path / "ledger.db", revision)
+    upgrade(url_of(path))
+    past.watch(path, range(100, 160, 20))
+    names = {quantity.name: place for place, quantity in enumerate(QUANTITIES[kind], 1)}
+    scales = {quantity.name: quantity.scale for quantity in QUANTITIES[kind]}
+    added = quantities_after(revision)[kind]
+    with closing(sqlite3.connect(path)) as connection:
+        connection.row_factory = sqlite3.Row
+        rows = connection.execute(f"SELECT * FROM {interval_table(kind)} ORDER BY start_ns").fetchall()
+        assert [row["flags"] for row in rows] == [0] * 7
+        for name, place in names.items():
+            if name != "used_bytes":
+                # each grew by 20 x its place; four intervals were of the older kvtally, the fifth spans both
+                grown = round(20 * place * scales[name])
+                assert [row[name] for row in rows] == [None if name in added else grown] * 5 + [grown] * 2
+        (hour,) = connection.execute(f"SELECT * FROM {hour_table(kind)}").fetchall()
+        assert {name: hour[name] for name in added} == {name: 40 * names[name] * scales[name] for name in added}
+        assert connection.execute("SELECT * FROM finding").fetchall() == []
+
+
+def test_bytes_of_a_backend_that_were_told_as_loads_before_are_storage_s_from_there_on(tmp_path: Path) -> None:
+    watched = new_ledger(tmp_path, "watched.db")
+    past = Past()
+    past.watch(watched, range(0, 60, 20))
+    path = aged(watched, tmp_path / "ledger.db", "0002")
+    upgrade(url_of(path))
+    past.cache.hidden = ("load_bytes", "store_bytes")
+    past.watch(path, range(60, 120, 20))
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute(
+            "SELECT flags, load_bytes, storage_read_bytes FROM cache_interval ORDER BY start_ns"
+        ).fetchall()
+        # the tenth quantity and the fifteenth
+        assert rows == [(0, 200, None), (0, 200, None), (0, None, None), (0, None, 300), (0, None, 300)]
+        assert connection.execute("SELECT * FROM finding").fetchall() == []
 
 
 @pytest.mark.parametrize(
@@ -330,42 +505,45 @@ def test_a_quantity_that_the_state_before_lacks_is_counted_from_there_and_is_no_
         past.gpu.restart()
     past.watch(path, range(100, 160, 20))
     with closing(sqlite3.connect(path)) as connection:
-        rows = connection.execute(f"SELECT flags, busy_ns, energy_mj, {NEW} FROM gpu_interval ORDER BY start_ns")
+        rows = connection.execute("SELECT flags, busy_ns, energy_mj, busy_cycles FROM gpu_interval ORDER BY start_ns")
         # 20 s of 80 W and 10 s of another 500 W; 10 s at 1650 MHz
         told = (0, 10 * SECOND, 6_600_000)
         assert rows.fetchall() == [(*told, None)] * 4 + [(*told, first)] + [(*told, 16_500_000_000)] * 2
         assert connection.execute("SELECT * FROM finding").fetchall() == []
         # GPUs are sampled a moment before 04:00
-        hours = connection.execute(f"SELECT intervals, {NEW} FROM gpu_hour ORDER BY hour_ns").fetchall()
+        hours = connection.execute("SELECT intervals, busy_cycles FROM gpu_hour ORDER BY hour_ns").fetchall()
         assert hours == [(1, None), (6, (first or 0) + 33_000_000_000)]
 
 
-def test_questions_to_an_old_ledger_say_what_to_do_and_the_upgrade_does_it(kvtally: Call, old: str) -> None:
+def test_questions_to_an_old_ledger_say_what_to_do_and_the_upgrade_does_it(
+    kvtally: Call, old: str, revision: str
+) -> None:
     where = ("--ledger", url_of(old))
     before = Path(old).read_bytes()
     status, out, err = kvtally("cost", *where)
     assert (status, out) == (3, "")
-    assert "the ledger has revision 0001, this kvtally knows 0002 (run `kvtally ledger upgrade`)" in err
+    expected = f"the ledger has revision {revision}, this kvtally knows {HEAD_REVISION} (run `kvtally ledger upgrade`)"
+    assert expected in err
     assert Path(old).read_bytes() == before
     assert kvtally("ledger", "upgrade", *where) == (0, "", f"{old}: upgraded\n")
     assert kvtally("ledger", "upgrade", *where) == (0, "", f"{old}: was up to date\n")
     found = json.loads(kvtally("ledger", "info", *where).out)
-    assert (found["revision"], found["rows"]["engine_interval"]) == ("0002", 199)
+    assert (found["revision"], found["rows"]["engine_interval"]) == (HEAD_REVISION, 199)
 
 
-def test_a_replay_brings_an_old_ledger_up_to_date(kvtally: Call, tmp_path: Path) -> None:
-    path = at_revision(tmp_path / "ledger.db", "0001")
+def test_a_replay_brings_an_old_ledger_up_to_date(kvtally: Call, tmp_path: Path, revision: str) -> None:
+    path = at_revision(tmp_path / "ledger.db", revision)
     assert kvtally("replay", DEMO, "--ledger", url_of(path)).status == 0
     with reader_of(path) as reader:
         assert reader.counts()["engine_interval"] == 94
 
 
-def test_a_daemon_brings_an_old_ledger_up_to_date_and_writes_on(old: str) -> None:
-    before = contents(old)
+def test_a_daemon_brings_an_old_ledger_up_to_date_and_writes_on(old: str, revision: str) -> None:
+    before = contents(old, revision)
     with Served() as engine, DaemonProcess(Path(old).parent, config_of([engine.name]), "--once") as daemon:
         assert daemon.process.wait(30) == 0
         assert daemon.knows(engine.name)
-    after = contents(old)
+    after = contents(old, revision)
     assert after["alembic_version"] == [(HEAD_REVISION,)]
     for name in ("engine_interval", "target", "charge", "settlement"):
         assert after[name][: len(before[name])] == before[name]

@@ -9,12 +9,12 @@ from kvtally.collectors.quantities import QUANTITIES
 if TYPE_CHECKING:
     from kvtally.collectors.base import Kind
 
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0003"
 # what one engine interval may be apart from its quantities
 INTERVAL_HEAD = ("start_ns", "target_id", "length_ns", "missed", "flags", "began_ns")
 HOUR_HEAD = ("hour_ns", "target_id", "intervals", "length_ns", "missed", "flags")
 HOUR_NS = 3_600_000_000_000
-KINDS: tuple[Kind, ...] = ("engine", "cache", "gpu", "filesystem", "process")
+KINDS: tuple[Kind, ...] = ("engine", "cache", "gpu", "filesystem", "process", "gateway")
 
 
 def interval_table(kind: Kind) -> str:

@@ -17,7 +17,18 @@ metadata = MetaData()
 # SQLite makes only INTEGER PRIMARY KEY an alias of the row's own number
 _ID = BigInteger().with_variant(Integer, "sqlite")
 # quantities of later revisions: SQLite adds a column behind those that are there
-_ADDED: Mapping[Kind, tuple[str, ...]] = {"gpu": ("busy_cycles",)}
+_ADDED: Mapping[Kind, tuple[str, ...]] = {
+    "gpu": ("busy_cycles",),
+    "cache": (
+        "dram_hit_tokens",
+        "disk_hit_tokens",
+        "storage_read_bytes",
+        "storage_read_ns",
+        "storage_write_bytes",
+        "storage_write_ns",
+    ),
+    "filesystem": ("app_read_bytes", "app_write_bytes"),
+}
 
 target = Table(
     "target",
