@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvtally.collectors.family import release
 from kvtally.collectors.quantities import index
 
 if TYPE_CHECKING:
@@ -16,8 +16,9 @@ _PROMPT, _COMPUTED, _HBM, _EXTERNAL = (
     index("engine", name) for name in ("prompt_tokens", "computed_tokens", "hbm_tokens", "external_tokens")
 )
 FAMILIES = frozenset(("prompt_tokens", "computed_tokens", "hbm_tokens", "external_tokens", "details"))
-CLEAN_SINCE = (0, 20)  # before, a fully cached prompt puts a fictitious recomputed token into local_cache_hit
+CLEAN_SINCE = (0, 20)  # before, a fully cached prompt's recomputed token is under two sources: told apart by its family
 BY_SOURCE_SINCE = (0, 16)
+_FIRST = (0, 8)  # a build from a checkout without tags calls itself 0.1.dev: that tells nothing
 
 
 class Identity(Enum):
@@ -38,8 +39,8 @@ class Check(NamedTuple):
 @lru_cache(maxsize=64)
 def version_of(text: str | None) -> tuple[int, int] | None:
     """Major and minor of "0.25.1" or "v0.17.0+cpu"; None where it is not told."""
-    found = re.match(r"v?(\d+)\.(\d+)", text or "")
-    return (int(found[1]), int(found[2])) if found else None
+    known = release(text)
+    return None if known is None or known < _FIRST else known
 
 
 def check(
@@ -48,37 +49,30 @@ def check(
     detail_names: Sequence[str],
     details: Sequence[int] | None,
 ) -> Check:
-    """Check one interval's differences in the form of the engine's version (TELEMETRY section 0).
+    """Check one interval's differences: computed + hbm + external = prompt, and hbm + external = cached.
 
-    >= 0.20: computed + hbm + external = prompt, and hbm + external = cached.
-    0.16 to 0.19: the sum exceeds prompt (and cached) by the recomputed tokens.
-    Older engines do not tell tokens by source: unchecked. Where nobody tells the version, the families do: only
-    0.16 to 0.19 have prompt_tokens_recomputed.
+    The collector takes the tokens off that 0.16 to 0.19 count twice; where such an engine does not show them the sums
+    are unchecked. Older engines do not tell tokens by source: unchecked. Where nobody tells the version the families
+    do: those that are there must add up.
     """
     prompt, parts = values[_PROMPT], (values[_COMPUTED], values[_HBM], values[_EXTERNAL])
     known = [part for part in parts if part is not None]
     if prompt is None or len(known) < len(parts):
         return Check(Identity.UNCHECKED)
-    extra = dict(zip(detail_names, details, strict=True)) if details is not None else {}
-    release = version_of(version)
-    recomputed = extra.get("recomputed_tokens")
-    if recomputed is None:
-        if "recomputed_tokens" in detail_names or (release is not None and release < CLEAN_SINCE):
-            return Check(Identity.UNCHECKED)
-        recomputed = 0
+    engine = version_of(version)
+    if engine is not None and engine < CLEAN_SINCE and "recomputed_tokens" not in detail_names:
+        return Check(Identity.UNCHECKED)
     total = sum(known)
-    if total != prompt + recomputed:
+    if total != prompt:
         sources = " + ".join(str(part) for part in known)
-        and_recomputed = f" + {recomputed} recomputed" if recomputed else ""
         return Check(
             Identity.BROKEN,
-            f"prompt tokens by source do not add up: {sources} = {total}, not {prompt}{and_recomputed}; "
+            f"prompt tokens by source do not add up: {sources} = {total}, not {prompt}; "
             "figures of this interval cannot be trusted",
         )
+    extra = dict(zip(detail_names, details, strict=True)) if details is not None else {}
     cached = extra.get("cached_tokens")
     reused = total - known[0]
-    if cached is not None and reused != cached + recomputed:
-        return Check(
-            Identity.BROKEN, f"reused tokens by source are {reused}, the engine's own total says {cached + recomputed}"
-        )
+    if cached is not None and reused != cached:
+        return Check(Identity.BROKEN, f"reused tokens by source are {reused}, the engine's own total says {cached}")
     return Check(Identity.OK)

@@ -1,4 +1,4 @@
-"""One engine's /metrics page: asks for what is read and no more, and knows which version it talks to."""
+"""One engine's /metrics page: whose families it shows, which version it is; asks for what is read and no more."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from kvtally.collectors.base import CollectError
 from kvtally.collectors.http_connection import take_apart, without_query
-from kvtally.collectors.lmcache import LmcacheMapping
-from kvtally.collectors.page import PageMapper
-from kvtally.collectors.vllm import VllmMapping
+from kvtally.collectors.page import PageMapper, SourceMapping
+from kvtally.collectors.registry import SOURCES, reader_class, sources_on
 
 if TYPE_CHECKING:
     from kvtally.collectors.base import Reading
@@ -38,9 +37,15 @@ class Fetcher(Protocol):
         ...
 
 
-class EnginePage:
-    """Reads one vLLM API server, LMCache's in-process families on the same page included.
+# what an engine's page is taken for until it has been seen
+_FIRST = ("vllm", "lmcache")
 
+
+class EnginePage:
+    """Reads one engine's server, and the families of its KV cache that stand on the same page.
+
+    Which sources a page shows is looked up on whole pages that are new or have got or lost a line; one that shows none
+    is taken for what it was before.
     `GET /metrics/?name[]=…` (with the slash) makes the engine render only what is asked for: less than half of the
     work for it. Whether the server understands is found out by comparing both pages.
 
@@ -57,23 +62,28 @@ class EnginePage:
         version: str | None = None,
         recheck_scrapes: int = RECHECK_SCRAPES,
     ) -> None:
-        self.source = f"vllm:{name}"
+        self.source = f"engine:{name}"
         self.name = name
         self._endpoint = endpoint
-        mappings = (VllmMapping(), LmcacheMapping())
-        self.mapper = PageMapper(name, mappings, version)
-        path = without_query(take_apart(endpoint.url).target).rstrip("/")
-        wanted = "&".join(f"name[]={sample}" for mapping in mappings for sample in mapping.names())
-        self._restricted_target = f"{path}/?{wanted}"
+        self._path = without_query(take_apart(endpoint.url).target).rstrip("/")
+        self.sources: tuple[str, ...] = ()
+        self._take_sources(_FIRST, version)
         self._may_restrict = restrict
-        self._version_target = f"{path.rpartition('/')[0]}/version"
+        # TensorRT-LLM's page is /prometheus/metrics, its version stands beside the first of these
+        self._version_target = f"{self._path.removesuffix('/metrics').removesuffix('/prometheus')}/version"
         self._asks_version = version is None
         self._recheck_scrapes = recheck_scrapes
         self._epoch: float | None = None
         self._target: str | None = None
         self._until_check = 0
+        self._lines = 0
         self._version_tries = 0
         self._look_again()
+
+    @property
+    def url(self) -> str:
+        """Of its page."""
+        return self._endpoint.url
 
     @property
     def restricted(self) -> bool:
@@ -94,7 +104,8 @@ class EnginePage:
         except CollectError:
             self._look_again()
             raise
-        epoch = readings[0].epoch
+        # a cache on the same page may tell none
+        epoch = next((reading.epoch for reading in readings if reading.epoch is not None), None)
         if epoch is not None:
             if self._epoch not in {None, epoch}:
                 self._look_again()
@@ -124,12 +135,40 @@ class EnginePage:
         """Give a page; now and then a whole one, to decide what is asked for from the next scrape on."""
         if self._until_check:
             self._until_check -= 1
-            return self._endpoint.get(self._target).body
+            body = self._endpoint.get(self._target).body
+            if self._target is None and body.count(b"\n") != self._lines:
+                self._see_sources(body)
+            return body
         self._look_again()
         whole = self._endpoint.get().body
+        self._see_sources(whole)
         self._target = self._restricted_target if self._can_restrict(whole) else None
         self._until_check = self._recheck_scrapes
         return whole
+
+    def _see_sources(self, whole: bytes) -> None:
+        """Read what this page shows from now on; another engine than before does not inherit its version."""
+        self._lines = whole.count(b"\n")
+        shown = sources_on(whole)
+        if shown:
+            version = self.mapper.version
+            if self._asks_version and _engines(shown) != _engines(self.sources):
+                version = None
+                self._version_tries = _VERSION_TRIES
+            self._take_sources(shown, version)
+
+    def _take_sources(self, sources: tuple[str, ...], version: str | None) -> None:
+        """Read these sources; LMCache's families join a page of vLLM's only once something is stored."""
+        if "vllm" in sources:
+            sources = tuple(name for name in SOURCES if name in {*sources, "lmcache"})
+        if sources == self.sources:
+            return
+        self.sources = sources
+        mappings: list[SourceMapping] = [reader_class(one)() for one in sources if not SOURCES[one].integrates]
+        self.mapper = PageMapper(self.name, mappings, version)
+        names = dict.fromkeys(name for mapping in mappings for name in mapping.names())
+        wanted = "&".join(f"name[]={name}" for name in names)
+        self._restricted_target = f"{self._path}/?{wanted}"
 
     def _can_restrict(self, whole: bytes) -> bool:
         """Whether a restricted page shows the same series and is smaller."""
@@ -151,3 +190,7 @@ class EnginePage:
         if isinstance(version, str) and _VERSION.fullmatch(version):
             self.mapper.version = version
             self._version_tries = 0
+
+
+def _engines(sources: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in sources if SOURCES[name].is_engine)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kvtally.collectors.base import CollectError, Kind, Reading
@@ -10,20 +12,41 @@ from kvtally.collectors.exposition import Layout, PageReader, Series
 from kvtally.collectors.quantities import QUANTITIES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     # sample name -> every series of that name: its place on the page and its labels
     Samples = Mapping[str, Sequence[tuple[int, Mapping[str, str]]]]
+
+# label -> its value, or a pattern that matches the whole of it
+Labels = Mapping[str, str | re.Pattern[str]]
+# HELP text of a family by the name that its comment gives it; "" where the page has none
+Helps = Callable[[str], str]
 
 # A page's values are followed by these two, for a bucket without one below it and a quantity without a series.
 _ZERO, _UNKNOWN = -2, -1
 
 
 class Pick(NamedTuple):
-    """Which series of a page make one quantity: their values are summed, or the greatest is taken."""
+    """Which series of a page make one quantity: (their sum, or the greatest, less the sum of others) x scale."""
 
     positions: tuple[int, ...]
     greatest: bool = False
+    scale: float = 1.0
+    less: tuple[int, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one series as it stands."""
+        return len(self.positions) == 1 and self.scale == 1 and not self.less
+
+    def of(self, page: Sequence[float | None]) -> float | None:
+        """Its value on a page; one part that is unknown makes it so."""
+        known = [part for position in self.positions if (part := page[position]) is not None]
+        off = [part for position in self.less if (part := page[position]) is not None]
+        if len(known) < len(self.positions) or len(off) < len(self.less):
+            return None
+        # without a series of its own it is zero
+        return ((max(known, default=0.0) if self.greatest else sum(known)) - sum(off)) * self.scale
 
 
 class Detail(NamedTuple):
@@ -52,8 +75,8 @@ class Plan:
         self.name = name
         self.attributes = dict(attributes)
         self._epoch = _UNKNOWN if epoch is None else epoch
-        self._simple = tuple(pick.positions[0] if pick and len(pick.positions) == 1 else _UNKNOWN for pick in picks)
-        self._joined = tuple((slot, pick) for slot, pick in enumerate(picks) if pick and len(pick.positions) > 1)
+        self._simple = tuple(pick.positions[0] if pick and pick.is_plain else _UNKNOWN for pick in picks)
+        self._joined = tuple((slot, pick) for slot, pick in enumerate(picks) if pick and not pick.is_plain)
         self._shown = tuple(
             slot
             for slot, (pick, quantity) in enumerate(zip(picks, QUANTITIES[kind], strict=False))
@@ -72,9 +95,7 @@ class Plan:
         """
         values = [page[position] for position in self._simple]
         for slot, pick in self._joined:
-            known = [part for position in pick.positions if (part := page[position]) is not None]
-            if len(known) == len(pick.positions):
-                values[slot] = max(known) if pick.greatest else sum(known)
+            values[slot] = pick.of(page)
         if has_unknown:
             for slot in self._shown:
                 values[slot] = math.nan if values[slot] is None else values[slot]
@@ -94,6 +115,10 @@ class Plan:
         )
 
 
+class NothingToRead(CollectError):  # noqa: N818  # it is what the page shows, not a fault of it
+    """The page is sound, and shows none of the families that are asked for."""
+
+
 class SourceMapping(Protocol):
     """Knows the series of one source."""
 
@@ -105,8 +130,8 @@ class SourceMapping(Protocol):
         """Every sample name that is read, in the source's own spelling: what a restricted scrape asks for."""
         ...
 
-    def compile(self, target: str, series: Sequence[Series], version: str | None) -> list[Plan]:
-        """Plans for the targets that this page shows."""
+    def compile(self, target: str, series: Sequence[Series], version: str | None, helps: Helps) -> list[Plan]:
+        """Plans for the targets that this page shows; `version` is the engine's, None where nobody told."""
         ...
 
 
@@ -141,17 +166,18 @@ class PageMapper:
         return frozenset((one.name, tuple(sorted(one.labels.items()))) for one in layout.series)
 
     def read(self, body: bytes) -> tuple[Reading, ...]:
-        """Readings of all targets on the page; CollectError if it shows none."""
+        """Readings of all targets on the page; CollectError if it cannot be read, NothingToRead if it shows none."""
         layout, values = self._reader.read(body)
         if layout is not self._layout:
             self._plans = [
                 plan
                 for mapping in self._mappings
-                for plan in mapping.compile(self.target, layout.series, self._version)
+                for plan in mapping.compile(self.target, layout.series, self._version, lambda name: _help(body, name))
             ]
+            tell_apart(self._plans)
             self._layout = layout
         if not self._plans:
-            raise CollectError(
+            raise NothingToRead(
                 f"{self.target}: the page holds no family that kvtally reads",
                 "is this an engine's /metrics? vLLM shows none with --disable-log-stats",
             )
@@ -164,10 +190,34 @@ class PageMapper:
         return tuple(plan.read(page, has_unknown=has_unknown) for plan in self._plans)
 
 
-def positions(samples: Samples, name: str, labels: Mapping[str, str] | None = None) -> tuple[int, ...]:
+def tell_apart(targets: Iterable[Plan | Reading]) -> None:
+    """Raise CollectError where two targets have one name: the counts of one would be taken for the other's."""
+    seen: set[tuple[Kind, str]] = set()
+    for one in targets:
+        if (one.kind, one.name) in seen:
+            raise CollectError(f"the page shows two targets of the name {one.name}")
+        seen.add((one.kind, one.name))
+
+
+def positions(samples: Samples, name: str, labels: Labels | None = None) -> tuple[int, ...]:
     """Where samples of this name with these labels (others may be there too) stand on the page."""
     wanted = (labels or {}).items()
-    return tuple(at for at, found in samples.get(name, ()) if wanted <= found.items())
+    return tuple(
+        at
+        for at, found in samples.get(name, ())
+        if all(_is_told(found.get(label, ""), value) for label, value in wanted)
+    )
+
+
+def _is_told(value: str, wanted: str | re.Pattern[str]) -> bool:
+    return value == wanted if isinstance(wanted, str) else wanted.fullmatch(value) is not None
+
+
+# # HELP vllm:gpu_prefix_cache_hits_total GPU prefix cache hits, in terms of number of cached blocks.
+def _help(body: bytes, name: str) -> str:
+    """What a page says of a family in its HELP comment."""
+    found = re.search(rb"^# HELP %b (.*)$" % re.escape(name.encode()), body, re.MULTILINE)
+    return "" if found is None else found[1].decode("utf-8", "replace")
 
 
 def bucket_details(samples: Samples, sample_name: str, prefix: str) -> list[Detail]:

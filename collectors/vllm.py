@@ -1,193 +1,188 @@
-"""vLLM's own families (0.11.1 to 0.33) as engine readings, one per engine core (data-parallel rank)."""
+"""vLLM's own families (0.8 to 0.33) as readings: one per engine core (data-parallel rank), and its connectors' own."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from kvtally.collectors.base import CollectError
+from kvtally.collectors.family import chosen, release, unit_told
 from kvtally.collectors.page import Detail, Pick, Plan, bucket_details, positions
 from kvtally.collectors.quantities import QUANTITIES
+from kvtally.collectors.vllm_families import (
+    BLOCKS,
+    CONNECTORS,
+    FAMILIES,
+    HISTOGRAMS,
+    INFORMATION,
+    INFORMATION_LABELS,
+)
+from kvtally.collectors.vllm_series import CREATED, NAMES, START, by_engine, is_read
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from kvtally.collectors.base import Kind
     from kvtally.collectors.exposition import Series
-    from kvtally.collectors.page import Samples
+    from kvtally.collectors.family import Family
+    from kvtally.collectors.page import Helps, Samples
+    from kvtally.collectors.vllm_families import Connector
+    from kvtally.collectors.vllm_series import Engine
 
-    Engine = tuple[str, str]  # index and model
-# quantity -> the samples that may serve it, best first: (name, labels)
-# A page of vLLM 0.25:
-#   vllm:prompt_tokens_by_source_total{engine="0",model_name="llama-8b",source="local_compute"} 859550.0
-#   vllm:iteration_tokens_total_count{engine="0",model_name="llama-8b"} 4688.0
-_BY_SOURCE = "vllm:prompt_tokens_by_source_total"
-_ENGINE: Mapping[str, tuple[tuple[str, Mapping[str, str]], ...]] = {
-    "prompt_tokens": (("vllm:prompt_tokens_total", {}),),
-    "computed_tokens": ((_BY_SOURCE, {"source": "local_compute"}),),
-    "hbm_tokens": ((_BY_SOURCE, {"source": "local_cache_hit"}),),
-    "external_tokens": ((_BY_SOURCE, {"source": "external_kv_transfer"}),),
-    "generated_tokens": (("vllm:generation_tokens_total", {}),),
-    "prefix_query_tokens": (("vllm:prefix_cache_queries_total", {}),),
-    "prefix_hit_tokens": (("vllm:prefix_cache_hits_total", {}),),
-    "external_query_tokens": (("vllm:external_prefix_cache_queries_total", {}),),
-    "external_hit_tokens": (("vllm:external_prefix_cache_hits_total", {}),),
-    "first_tokens": (("vllm:time_to_first_token_seconds_count", {}),),
-    "finished_requests": (("vllm:request_success_total", {}),),
-    "preemptions": (("vllm:num_preemptions_total", {}),),
-    "steps": (("vllm:iteration_tokens_total_count", {}),),
-    "step_tokens": (("vllm:iteration_tokens_total_sum", {}),),
-    "first_token_ns": (("vllm:time_to_first_token_seconds_sum", {}),),
-    "queue_ns": (("vllm:request_queue_time_seconds_sum", {}),),
-    "prefill_ns": (("vllm:request_prefill_time_seconds_sum", {}),),
-    "decode_ns": (("vllm:request_decode_time_seconds_sum", {}),),
-    "inter_token_ns": (
-        ("vllm:inter_token_latency_seconds_sum", {}),
-        ("vllm:time_per_output_token_seconds_sum", {}),  # its name until 0.11
-    ),
-    "request_ns": (("vllm:e2e_request_latency_seconds_sum", {}),),
-    "running_requests": (("vllm:num_requests_running", {}),),
-    "waiting_requests": (("vllm:num_requests_waiting", {}),),
-    "waiting_for_capacity": (("vllm:num_requests_waiting_by_reason", {"reason": "capacity"}),),
-    "kv_usage_ppm": (("vllm:kv_cache_usage_perc", {}), ("vllm:gpu_cache_usage_perc", {})),
-    "awake": (("vllm:engine_sleep_state", {"sleep_state": "awake"}),),
-}
-_CACHED_BY_SOURCE = "vllm:prompt_tokens_cached_by_source_total"
-_DETAILS: tuple[tuple[str, str, Mapping[str, str], float], ...] = (
-    ("cached_tokens", "vllm:prompt_tokens_cached_total", {}, 1),
-    ("recomputed_tokens", "vllm:prompt_tokens_recomputed_total", {}, 1),  # 0.16 to 0.19
-    # counted at admission, so they differ from hbm_tokens and external_tokens by requests in flight
-    ("admitted_device_tokens", _CACHED_BY_SOURCE, {"source": "device"}, 1),
-    ("admitted_host_tokens", _CACHED_BY_SOURCE, {"source": "host"}, 1),
-    ("admitted_disk_tokens", _CACHED_BY_SOURCE, {"source": "disk"}, 1),
-    ("admitted_p2p_tokens", _CACHED_BY_SOURCE, {"source": "p2p"}, 1),
-    ("admitted_unspecified_tokens", _CACHED_BY_SOURCE, {"source": "external_unspecified"}, 1),
-    ("finished_prompt_tokens", "vllm:request_prompt_tokens_sum", {}, 1),
-    ("finished_computed_tokens", "vllm:request_prefill_kv_computed_tokens_sum", {}, 1),
-    ("finished_generated_tokens", "vllm:request_generation_tokens_sum", {}, 1),
-    ("finished_abort", "vllm:request_success_total", {"finished_reason": "abort"}, 1),
-    ("finished_error", "vllm:request_success_total", {"finished_reason": "error"}, 1),
-    ("estimated_gflop", "vllm:estimated_flops_per_gpu_total", {}, 1e-9),
-    ("estimated_read_bytes", "vllm:estimated_read_bytes_per_gpu_total", {}, 1),
-    ("estimated_write_bytes", "vllm:estimated_write_bytes_per_gpu_total", {}, 1),
-)
-_HISTOGRAMS = (
-    ("vllm:iteration_tokens_total_bucket", "step_tokens"),
-    ("vllm:request_prompt_tokens_bucket", "request_prompt_tokens"),
-    ("vllm:request_prefill_kv_computed_tokens_bucket", "request_computed_tokens"),
-)
-_OFFLOAD: Mapping[str, tuple[tuple[str, Mapping[str, str]], ...]] = {
-    "load_bytes": (
-        ("vllm:kv_offload_load_bytes_total", {}),
-        ("vllm:kv_offload_total_bytes_total", {"transfer_type": "CPU_to_GPU"}),  # 0.16 to 0.23
-    ),
-    "store_bytes": (
-        ("vllm:kv_offload_store_bytes_total", {}),
-        ("vllm:kv_offload_total_bytes_total", {"transfer_type": "GPU_to_CPU"}),
-    ),
-    "load_ns": (
-        ("vllm:kv_offload_load_time_total", {}),
-        ("vllm:kv_offload_total_time_total", {"transfer_type": "CPU_to_GPU"}),
-    ),
-    "store_ns": (
-        ("vllm:kv_offload_store_time_total", {}),
-        ("vllm:kv_offload_total_time_total", {"transfer_type": "GPU_to_CPU"}),
-    ),
-}
-_INFO = "vllm:cache_config_info"
-_INFO_LABELS = ("block_size", "cache_dtype", "num_gpu_blocks", "kv_cache_size_tokens", "enable_prefix_caching")
-_START = "process_start_time_seconds"
-_CREATED = "vllm:prompt_tokens_created"
-# every engine has one of these from its start on
-_SURE = ("vllm:prompt_tokens_total", "vllm:num_requests_running", "vllm:generation_tokens_total")
-_MAX_ENGINES = 512  # of one page: each becomes a target of the ledger
+    Rows = Mapping[str, Sequence[Family]]
+
+# what storage tiers moved, and how long it took: not every tier tells the second
+_TIMED = {"storage_read_ns": "storage_read_bytes", "storage_write_ns": "storage_write_bytes"}
+_COUNTED = {kind: frozenset(quantity.name for quantity in QUANTITIES[kind]) for kind in ("engine", "cache")}
 
 
-def spelled(sample_name: str) -> str:
-    """The sample's name with vLLM's own colon, which OpenMetrics without escaping=allow-utf-8 rewrites."""
-    return "vllm:" + sample_name[5:] if sample_name.startswith("vllm_") else sample_name
+class _Shown(NamedTuple):
+    """What a page shows of one engine: its name, its series by the samples of the table, where its start stands."""
+
+    name: str
+    engine: Engine
+    samples: Samples
+    epoch: int | None
 
 
 class VllmMapping:
-    """Reads the pages of vLLM's API server."""
+    """Reads the pages of vLLM's API server and of Ray's node agent.
+
+    Engines are named `<target>/<rank>`, with `/<model>` behind it where a rank serves several. Ray's agent shows the
+    engines of all replicas on its node: where there are several of one rank and model, the ReplicaId (else the
+    WorkerId) ends their names, from then on for good, so that no name ever means two of them.
+    """
 
     def __init__(self) -> None:
-        tables = (_ENGINE, _OFFLOAD)
-        names = {name for table in tables for choices in table.values() for name, _ in choices}
-        names |= {name for _, name, _, _ in _DETAILS} | {name for name, _ in _HISTOGRAMS} | {_INFO, _START, _CREATED}
-        self._names = frozenset(names)
+        self._rows = _by_quantity(FAMILIES)
+        self._connectors = [(connector, _by_quantity(connector.families)) for connector in CONNECTORS]
+        self._apart: set[tuple[str, str]] = set()
 
     def wants(self, sample_name: str) -> bool:
-        """Whether a sample of this name is read, in either spelling."""
-        return spelled(sample_name) in self._names
+        """Whether a sample of this name is read, in any spelling."""
+        return is_read(sample_name)
 
     def names(self) -> tuple[str, ...]:
-        """Every sample name that is read."""
-        return tuple(sorted(self._names))
+        """Every sample name that is read, in vLLM's own spelling."""
+        return tuple(sorted(NAMES))
 
-    def compile(self, target: str, series: Sequence[Series], version: str | None) -> list[Plan]:
-        """One engine plan per (engine, model), and one cache plan where it offloads KV by itself."""
-        owned = _by_engine(series)
-        crowded = len({engine for engine, _ in owned}) < len(owned)
-        start = next((at for at, one in enumerate(series) if one.name == _START), None)
+    def compile(self, target: str, series: Sequence[Series], version: str | None, helps: Helps) -> list[Plan]:
+        """One engine plan for each engine, and a cache plan for each of its connectors that counts by itself."""
+        owned = by_engine(series)
+        names = self._names(target, owned)
+        start = next((at for at, one in enumerate(series) if one.name == START), None)
         plans: list[Plan] = []
-        for (engine, model), own in sorted(owned.items()):
-            name = f"{target}/{engine}/{model}" if crowded else f"{target}/{engine}"
-            attributes = {"engine": "vllm", "model": model} | ({"version": version} if version else {})
-            for _, labels in own.get(_INFO, ()):
-                attributes |= {key: labels[key] for key in _INFO_LABELS if key in labels}
-            epoch = start if start is not None else next(iter(positions(own, _CREATED)), None)
-            picks = _picks(own, _ENGINE, "engine")
-            plans.append(Plan("engine", name, attributes, picks, details=_details(own), epoch=epoch))
-            offload = _picks(own, _OFFLOAD, "cache")
-            if any(offload):
-                about = {"cache": "vllm kv_offload", "model": model}
-                plans.append(Plan("cache", f"{name}/kv_offload", about, offload, epoch=epoch))
+        for engine, own in sorted(owned.items()):
+            epoch = start if start is not None else next(iter(positions(own.samples, CREATED)), None)
+            # the start on a page of Ray's is its agent's
+            shown = _Shown(names[engine], engine, own.samples, None if engine.replica else epoch)
+            rows = {quantity: _settled(found, shown, series, version, helps) for quantity, found in self._rows.items()}
+            plans.append(_engine_plan(shown, rows, version))
+            for spec, samples in (("", own.samples), *sorted(own.specs.items())):
+                part = shown._replace(name=f"{shown.name}/{spec}" if spec else shown.name, samples=samples)
+                plans += [plan for one in self._connectors if (plan := _connector_plan(part, *one))]
         return plans
 
-
-def _by_engine(series: Sequence[Series]) -> dict[Engine, Samples]:
-    """The samples of each engine; one that lacks a label belongs to the only engine it can mean, else to none."""
-    engines = {
-        (one.labels.get("engine", "0"), one.labels.get("model_name", ""))
-        for one in series
-        if spelled(one.name) in _SURE
-    }
-    if len(engines) > _MAX_ENGINES:
-        raise CollectError(f"the page shows {len(engines)} engines, the limit is {_MAX_ENGINES}")
-    homes: dict[tuple[str | None, str | None], list[Engine]] = {}
-    for engine, model in engines:
-        for labels in ((engine, model), (engine, None), (None, model), (None, None)):
-            homes.setdefault(labels, []).append((engine, model))
-    owned: dict[Engine, dict[str, list[tuple[int, Mapping[str, str]]]]] = {engine: {} for engine in engines}
-    for at, one in enumerate(series):
-        name = spelled(one.name)
-        candidates = homes.get((one.labels.get("engine"), one.labels.get("model_name")), [])
-        # the configuration names no model: it holds for all that this engine serves
-        if len(candidates) == 1 or name == _INFO:
-            for candidate in candidates:
-                owned[candidate].setdefault(name, []).append((at, one.labels))
-    return dict(owned)
+    def _names(self, target: str, engines: Iterable[Engine]) -> dict[Engine, str]:
+        shown = list(engines)
+        served = [(engine.rank, engine.model) for engine in shown]
+        self._apart |= {pair for pair in served if served.count(pair) > 1}
+        crowded = len({rank for rank, _ in served}) < len(set(served))
+        names: dict[Engine, str] = {}
+        for engine, pair in zip(shown, served, strict=True):
+            ends = [engine.model] * crowded + [engine.replica] * (pair in self._apart)
+            names[engine] = "/".join((target, engine.rank, *ends))
+        return names
 
 
-def _picks(
-    samples: Samples, table: Mapping[str, tuple[tuple[str, Mapping[str, str]], ...]], kind: Kind
-) -> list[Pick | None]:
-    picks: list[Pick | None] = []
-    for quantity in QUANTITIES[kind]:
-        found = next(
-            (at for name, labels in table.get(quantity.name, ()) if (at := positions(samples, name, labels))), ()
-        )
-        # several front-ends may show a gauge each (label pid): it is the same engine that they show
-        picks.append(Pick(found, quantity.type == "gauge") if found else None)
-    return picks
+def _by_quantity(families: Iterable[Family]) -> dict[str, list[Family]]:
+    rows: dict[str, list[Family]] = {}
+    for family in families:
+        rows.setdefault(family.quantity, []).append(family)
+    return rows
 
 
-def _details(samples: Samples) -> list[Detail]:
-    details = [
-        Detail(quantity, at[0], None, scale)
-        for quantity, name, labels, scale in _DETAILS
-        if len(at := positions(samples, name, labels)) == 1
+def _settled(
+    rows: Sequence[Family], shown: _Shown, series: Sequence[Series], version: str | None, helps: Helps
+) -> list[Family]:
+    """The rows that can serve on this page: of a sample that has had several units, the one whose unit holds here.
+
+    The version decides, else what the page says of the sample. Blocks count as the tokens that they hold.
+    """
+    settled: list[Family] = []
+    for row in rows:
+        rivals = [other for other in rows if (other.sample, other.labels) == (row.sample, row.labels)]
+        places = shown.samples.get(row.sample, ())
+        if places and len({rival.unit for rival in rivals}) > 1:
+            text = _told_of(row.sample, series[places[0][0]].name, helps)
+            if unit_told(rivals, release(version), text) != row.unit:
+                continue
+        scale = _block_tokens(shown.samples) if row.unit == BLOCKS else 1.0
+        if scale is not None:
+            one = row._replace(scale=row.scale * scale)
+            settled.append(_late(one) if shown.engine.replica else one)
+    return settled
+
+
+# # HELP vllm:gpu_prefix_cache_hits_total GPU prefix cache hits, in terms of number of cached blocks.
+def _told_of(sample: str, shown: str, helps: Helps) -> str:
+    """What the page says of a sample; its comment may spell it otherwise than its series."""
+    names = (shown, shown.removesuffix("_total"), sample, sample.removesuffix("_total"))
+    return next((text for name in names if (text := helps(name))), "")
+
+
+def _late(row: Family) -> Family:
+    """The row for Ray, which shows a counter once it has counted: until then it is 0 where its like has."""
+    if row.less or row.greatest:
+        return row
+    return row._replace(zero_beside=row.sample.replace("_hits_", "_queries_"))
+
+
+def _block_tokens(samples: Samples) -> float | None:
+    sizes = {labels.get("block_size", "") for _, labels in samples.get(INFORMATION, ())}
+    size = sizes.pop() if len(sizes) == 1 else ""
+    return float(size) if size.isascii() and size.isdecimal() else None
+
+
+def _engine_plan(shown: _Shown, rows: Rows, version: str | None) -> Plan:
+    attributes = {"engine": "vllm", "model": shown.engine.model}
+    attributes |= {"version": version} if version else {}
+    attributes |= {"replica": shown.engine.told_replica} if shown.engine.told_replica else {}
+    for _, labels in shown.samples.get(INFORMATION, ()):
+        attributes |= {key: labels[key] for key in INFORMATION_LABELS if key in labels}
+    details = _details("engine", rows, shown.samples)
+    for histogram in HISTOGRAMS:
+        details += bucket_details(shown.samples, histogram.sample, histogram.quantity)
+    picks = [chosen(rows.get(quantity.name, ()), shown.samples) for quantity in QUANTITIES["engine"]]
+    return Plan("engine", shown.name, attributes, picks, details=details, epoch=shown.epoch)
+
+
+def _connector_plan(shown: _Shown, connector: Connector, rows: Rows) -> Plan | None:
+    """What a connector counts; None where the page shows none of it."""
+    samples = shown.samples
+    picks = {quantity.name: chosen(rows.get(quantity.name, ()), samples) for quantity in QUANTITIES["cache"]}
+    for seconds, moved in _TIMED.items():
+        if picks[seconds] and _tiers(picks[seconds], samples) != _tiers(picks[moved], samples):
+            picks[seconds] = None
+    details = _details("cache", rows, samples)
+    if not details and not any(picks.values()):
+        return None
+    about = {"cache": connector.title, "model": shown.engine.model}
+    about |= {"transfer": "1"} if connector.is_transfer else {}
+    for family, told in connector.information.items():
+        for _, labels in samples.get(family, ()):
+            about |= {label: labels[label] for label in told if label in labels}
+    name = f"{shown.name}/{connector.name}"
+    return Plan("cache", name, about, list(picks.values()), details=details, epoch=shown.epoch)
+
+
+def _tiers(pick: Pick | None, samples: Samples) -> set[str]:
+    places = () if pick is None else pick.positions
+    return {labels.get("tier", "") for found in samples.values() for at, labels in found if at in places}
+
+
+def _details(kind: Kind, rows: Rows, samples: Samples) -> list[Detail]:
+    """Counters beside the quantities; one that several series would have to make up is left out."""
+    return [
+        Detail(name, pick.positions[0], None, pick.scale)
+        for name, found in rows.items()
+        if name not in _COUNTED[kind] and (pick := chosen(found, samples)) and len(pick.positions) == 1
     ]
-    for name, prefix in _HISTOGRAMS:
-        details += bucket_details(samples, name, prefix)
-    return details

@@ -12,10 +12,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvtally.collectors import engine_page
 from kvtally.collectors.base import CollectError
 from kvtally.collectors.engine_page import EnginePage
 from kvtally.collectors.http import Endpoint
 from kvtally.collectors.quantities import index
+from kvtally.collectors.registry import SOURCES, sources_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -156,7 +158,7 @@ def test_an_engine_that_can_is_asked_for_what_is_read_and_no_more(
     assert restricted_bytes < len(page.page()) / 3
     assert everything.collect() == first
     assert not everything.restricted
-    assert page.source == "vllm:e"
+    assert page.source == "engine:e"
 
 
 def test_what_is_read_of_a_restricted_page_is_what_the_registry_holds(visit: Callable[..., EnginePage]) -> None:
@@ -467,9 +469,158 @@ def test_another_program_at_the_address_of_a_restricted_engine_is_an_error_until
     for _ in range(2):
         with pytest.raises(CollectError):
             page.collect()
+    assert page.sources == ("vllm", "lmcache")
     engine.routes = vllm
     assert page.collect() == before
     assert page.restricted
+
+
+def sglang(started: float = STARTED + 60) -> CollectorRegistry:
+    """A registry as SGLang has it."""
+    registry = CollectorRegistry(auto_describe=True)
+    Gauge("process_start_time_seconds", "Start.", registry=registry).set(started)
+    Gauge("sglang:num_running_reqs", "Running.", ("model_name",), registry=registry).labels("m").set(1)
+    Counter("sglang:prompt_tokens", "Prompt tokens.", ("model_name",), registry=registry).labels("m").inc(77)
+    for number in range(10):
+        Histogram(f"http_request_{number}_seconds", "Nobody reads this.", registry=registry).observe(number)
+    return registry
+
+
+def test_another_engine_behind_the_same_address_is_read_as_what_it_is(
+    engine: Engine, visit: Callable[..., EnginePage]
+) -> None:
+    page = visit()
+    assert (version_of(page), page.sources) == ("0.32.0", ("vllm", "lmcache"))
+    assert page.restricted
+    engine.become(sglang(), "")
+    del engine.routes["/version"]
+    # it is asked for families of vLLM once more
+    with pytest.raises(CollectError, match="the page holds no family"):
+        page.collect()
+    (reading,) = page.collect()
+    assert (page.sources, reading.attributes["engine"], reading.values[PROMPT]) == (("sglang",), "sglang", 77)
+    assert page.mapper.version is None
+    page.collect()  # another process has to show once more that it can restrict
+    assert page.restricted
+    engine.asked.clear()
+    assert page.collect() == (reading,)
+    assert [path for path in engine.paths() if path != "/version"] == ["/metrics/"]
+    engine.become(families(STARTED + 120), "0.33.0")
+    with pytest.raises(CollectError):
+        page.collect()
+    (reading,) = page.collect()
+    assert (reading.attributes["engine"], reading.values[PROMPT], version_of(page)) == ("vllm", 1000, "0.33.0")
+
+
+def test_another_engine_without_a_start_time_does_not_inherit_a_version(
+    engine: Engine, visit: Callable[..., EnginePage]
+) -> None:
+    page = visit(restrict=False)
+    assert version_of(page) == "0.32.0"
+    engine.routes = {"/metrics": text('sglang:prompt_tokens_total{model_name="m"} 7\n')}
+    (reading,) = page.collect()
+    assert (reading.attributes["engine"], reading.epoch, page.mapper.version) == ("sglang", None, None)
+
+
+def test_a_version_that_is_given_is_believed_of_whatever_engine_answers(
+    engine: Engine, visit: Callable[..., EnginePage]
+) -> None:
+    page = visit(version="0.17.1")
+    page.collect()
+    engine.become(sglang(), "0.5.10")
+    with pytest.raises(CollectError):
+        page.collect()
+    page.collect()
+    assert page.mapper.version == "0.17.1"
+
+
+def kvbm(registry: CollectorRegistry) -> None:
+    Gauge("kvbm_matched_tokens", "Matched; a counter all the same.", registry=registry).set(4096)
+
+
+def test_another_source_that_is_born_later_is_read_from_the_next_whole_page(
+    engine: Engine, visit: Callable[..., EnginePage]
+) -> None:
+    restricted, free = visit(recheck_scrapes=2), visit(restrict=False)
+    for page in (restricted, free):
+        assert len(page.collect()) == 1
+    kvbm(engine.registry)
+    assert [reading.kind for reading in free.collect()] == ["engine", "cache"]
+    assert free.sources == ("vllm", "lmcache", "kvbm")
+    # what is asked for is of vLLM alone, until the whole page is looked at again
+    assert [len(restricted.collect()) for _ in range(4)] == [1, 1, 2, 2]
+    assert restricted.restricted
+    engine.asked.clear()
+    assert 4096 in restricted.collect()[1].values
+    assert engine.paths() == ["/metrics/"]
+
+
+def test_a_whole_page_is_searched_for_sources_where_it_has_other_lines_and_nothing_else_changes(
+    engine: Engine, visit: Callable[..., EnginePage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[bytes] = []
+
+    def search(body: bytes) -> tuple[str, ...]:
+        searched.append(body)
+        return sources_on(body)
+
+    monkeypatch.setattr(engine_page, "sources_on", search)
+    page = visit(restrict=False)
+    before = page.collect()
+    mapper = page.mapper
+    assert [page.collect() for _ in range(3)] == [before] * 3
+    assert len(searched) == 1
+    engine.paths()
+    Gauge("anything", "Nobody reads this.", registry=engine.registry)
+    assert [page.collect() for _ in range(3)] == [before] * 3
+    assert len(searched) == 2
+    assert page.mapper is mapper
+    assert engine.paths() == ["/metrics"] * 3
+
+
+def test_a_source_that_goes_is_not_asked_for_after_the_next_whole_page(
+    engine: Engine, visit: Callable[..., EnginePage]
+) -> None:
+    kvbm(engine.registry)
+    page = visit(restrict=False)
+    assert len(page.collect()) == 2
+    engine.become(families(), "0.32.0")
+    assert [reading.kind for reading in page.collect()] == ["engine"]
+    assert page.sources == ("vllm", "lmcache")
+
+
+def test_the_restricted_page_of_an_engine_is_asked_for_each_name_once(visit: Callable[..., EnginePage]) -> None:
+    page = visit()
+    names = page._restricted_target.partition("?")[2].split("&")
+    assert len(names) == len(set(names))
+    assert "name[]=process_start_time_seconds" in names
+    assert any("name[]=lmcache:" in name for name in names)
+
+
+def test_the_start_of_an_engine_is_told_by_whichever_target_has_it(
+    engine: Engine, visit: Callable[..., EnginePage]
+) -> None:
+    def two(created: float) -> str:
+        ranks = "".join(f'vllm:prompt_tokens_total{{engine="{rank}",model_name="m"}} 7\n' for rank in "01")
+        return f'{ranks}vllm:prompt_tokens_created{{engine="1",model_name="m"}} {created}\n'
+
+    engine.routes["/metrics"] = text(two(STARTED))
+    page = visit(restrict=False)
+    assert [reading.epoch for reading in page.collect()] == [None, STARTED]
+    engine.routes["/metrics"] = text(two(STARTED + 60))
+    engine.routes["/version"] = text('{"version": "0.33.0"}')
+    assert {reading.attributes["version"] for reading in page.collect()} == {"0.33.0"}
+
+
+def test_a_source_of_rates_on_an_engine_s_page_is_left_alone(engine: Engine, visit: Callable[..., EnginePage]) -> None:
+    sample = "gpfs_fs_bytes_read"
+    assert [SOURCES[name].integrates for name in sources_on(f"{sample} 1\n".encode())] == [True]
+    engine.routes["/metrics"] = text(f'vllm:prompt_tokens_total{{engine="0",model_name="m"}} 7\n{sample} 1\n')
+    page = visit(restrict=False)
+    assert [reading.kind for reading in page.collect()] == ["engine"]
+    engine.routes["/metrics"] = text(f"{sample} 1\n")
+    with pytest.raises(CollectError, match="the page holds no family"):
+        page.collect()
 
 
 def test_a_recording_takes_the_whole_page(engine: Engine, visit: Callable[..., EnginePage]) -> None:

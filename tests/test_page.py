@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvtally.collectors.base import CollectError
 from kvtally.collectors.lmcache import LmcacheMapping
-from kvtally.collectors.page import Detail, PageMapper, Pick, Plan, bucket_details, positions
+from kvtally.collectors.page import Detail, NothingToRead, PageMapper, Pick, Plan, bucket_details, positions
 from kvtally.collectors.quantities import index
 from kvtally.collectors.vllm import VllmMapping
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kvtally.collectors.exposition import Series
+    from kvtally.collectors.page import Helps
 
 PAGES = Path(__file__).parent / "fixtures" / "pages"
 CONSECUTIVE = sorted(PAGES.glob("h100-lmcache-in-process/*.prom"))
@@ -38,7 +39,7 @@ class Doors:
     def names(self) -> tuple[str, ...]:
         return ("opened",)
 
-    def compile(self, target: str, series: Sequence[Series], version: str | None) -> list[Plan]:
+    def compile(self, target: str, series: Sequence[Series], version: str | None, helps: Helps) -> list[Plan]:  # noqa: ARG002  # doors need no help
         self.versions.append(version)
         return [
             Plan("process", f"{target}/{one.labels['house']}", {"version": str(version)}, [Pick((at,))])
@@ -101,6 +102,52 @@ def test_a_page_without_any_target_is_an_error_each_time_until_one_comes() -> No
     assert read(mapper, opened(a=1)) == [("street/a", 1)]
 
 
+def test_a_page_that_shows_nothing_is_told_from_one_that_cannot_be_read() -> None:
+    with pytest.raises(NothingToRead):
+        PageMapper("street", [Doors()]).read(b"closed 1\n")
+    with pytest.raises(CollectError) as error:
+        PageMapper("street", [Doors()]).read(opened(a=1) + opened(a=1))
+    assert not isinstance(error.value, NothingToRead)
+
+
+def test_two_targets_of_one_name_are_an_error_for_their_counts_would_be_mixed() -> None:
+    mapper = PageMapper("street", [Doors(), Doors()])
+    for _ in range(2):
+        with pytest.raises(CollectError, match="the page shows two targets of the name street/a"):
+            mapper.read(opened(a=1))
+
+
+class Helped(Doors):
+    """Doors that keep what the page says of some families."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self._names = names
+        self.told: list[str] = []
+
+    def compile(self, target: str, series: Sequence[Series], version: str | None, helps: Helps) -> list[Plan]:
+        self.told = [helps(name) for name in self._names]
+        return super().compile(target, series, version, helps)
+
+
+def test_a_mapping_is_told_what_the_page_says_of_a_family_and_nothing_where_it_says_nothing() -> None:
+    doors = Helped("opened", "open", "op.ned", "closed", "windows")
+    page = (
+        b"# HELP opened_twice Not this one.\n# HELP opened How often, in units of \\\\ a door:\\na lot \xc2\xb5.\n"
+        b"# TYPE opened counter\n# HELP closed \n#HELP windows No.\n" + opened(a=1)
+    )
+    PageMapper("street", [doors]).read(page)
+    assert doors.told == ["How often, in units of \\\\ a door:\\na lot \u00b5.", "", "", "", ""]
+
+
+def test_what_a_page_says_is_of_the_page_that_is_compiled() -> None:
+    doors = Helped("opened")
+    mapper = PageMapper("street", [doors])
+    mapper.read(b"# HELP opened Doors.\n" + opened(a=1))
+    mapper.read(b"# HELP opened Gates.\n" + opened(a=1, b=1))
+    assert doors.told == ["Gates."]
+
+
 def test_a_page_of_another_program_is_an_error() -> None:
     page = b"# TYPE node_load1 gauge\nnode_load1 0.5\nprocess_start_time_seconds 17\n"
     with pytest.raises(CollectError, match="no family that kvtally reads"):
@@ -149,6 +196,53 @@ def test_a_plan_sums_or_takes_the_greatest_and_knows_nothing_without_every_part(
     assert reading.values == (3, 8, 5, None, None, None)
 
 
+def test_a_plan_takes_off_scales_and_counts_nothing_as_zero() -> None:
+    picks = [
+        Pick((3,), less=(0, 1)),
+        Pick((0, 3), greatest=True, less=(1,), scale=0.5),
+        Pick((1,), scale=1e-3),
+        Pick((3,), less=(1, 2)),
+        Pick((2,), less=(1,)),
+        Pick(()),
+        Pick((), greatest=True),
+        Pick((), less=(1,)),
+    ]
+    assert Plan("engine", "e", {}, picks).read(PAGE).values == (3, 3, 0.005, None, None, 0, 0, -5)
+
+
+NUMBERS = st.one_of(st.none(), st.integers(-(2**40), 2**40).map(float))
+
+
+@given(
+    st.lists(NUMBERS, min_size=1, max_size=8),
+    st.lists(st.integers(0, 7), max_size=5),
+    st.lists(st.integers(0, 7), max_size=5),
+    st.booleans(),
+    st.sampled_from([1.0, 1e-3, 512.0, 2.0**20]),
+)
+def test_a_pick_is_known_by_all_its_parts_and_is_what_they_make(
+    numbers: list[float | None], ones: list[int], others: list[int], greatest: bool, scale: float
+) -> None:
+    own, off = ([at for at in chosen if at < len(numbers)] for chosen in (ones, others))
+    page = (*numbers, 0.0, None)
+    expected: float | None = None
+    if all(numbers[at] is not None for at in own + off):
+        expected = 0.0
+        for at in own:
+            number = numbers[at] or 0.0
+            expected = (number if at == own[0] else max(expected, number)) if greatest else expected + number
+        for at in off:
+            expected -= numbers[at] or 0.0
+        expected *= scale
+    pick = Pick(tuple(own), greatest, scale, tuple(off))
+    assert pick.of(page) == expected
+    # the short way of a plan is no other way
+    assert Plan("engine", "e", {}, [pick]).read(page).values == (expected,)
+    read = Plan("engine", "e", {}, [pick]).read(page, has_unknown=True).values[0]
+    assert read is not None
+    assert math.isnan(read) if expected is None else read == expected
+
+
 def test_the_epoch_of_a_plan_is_a_value_of_the_page() -> None:
     assert Plan("engine", "e", {}, [], epoch=3).read(PAGE).epoch == 11
     assert Plan("engine", "e", {}, [], epoch=2).read(PAGE).epoch is None
@@ -174,6 +268,15 @@ def test_positions_are_those_of_a_name_with_at_least_the_labels_asked_for() -> N
     assert positions(samples, "n", {"a": "1", "b": "2"}) == (4,)
     assert positions(samples, "n", {"a": "2"}) == ()
     assert positions(samples, "absent") == ()
+    assert positions(samples, "n", {"b": ""}) == (7, 9)
+
+
+def test_positions_are_found_by_a_pattern_that_matches_the_whole_of_a_label() -> None:
+    samples = {"n": [(4, {"tier": "l2"}), (7, {"tier": "l20"}), (9, {"tier": "disk"}), (11, {}), (12, {"tier": "l3"})]}
+    assert positions(samples, "n", {"tier": re.compile("l[23]|disk")}) == (4, 9, 12)
+    assert positions(samples, "n", {"tier": re.compile("l2|")}) == (4, 11)
+    assert positions(samples, "n", {"tier": re.compile("l.*"), "role": ""}) == (4, 7, 12)
+    assert positions(samples, "n", {"tier": re.compile("l2"), "role": "a"}) == ()
 
 
 @given(

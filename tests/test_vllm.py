@@ -302,11 +302,17 @@ vllm:prompt_tokens_recomputed_total{engine="0",model_name="m"} 2.0
 """
 
 
-def test_recomputed_tokens_of_0_17_are_told_beside_the_sources_that_they_inflate() -> None:
+def test_recomputed_tokens_of_0_17_are_taken_off_the_hits_among_which_they_are() -> None:
     (reading,) = read(PAGE_017, "0.17.1")
     found = values(reading)
-    assert (found["prompt_tokens"], found["computed_tokens"], found["hbm_tokens"]) == (4096, 1026, 3072)
+    assert (found["prompt_tokens"], found["computed_tokens"], found["hbm_tokens"]) == (4096, 1026, 3070)
     assert details(reading) == {"cached_tokens": 3070, "recomputed_tokens": 2}
+
+
+def test_hits_of_0_17_are_unknown_where_the_recomputed_tokens_among_them_are() -> None:
+    (reading,) = read(PAGE_017.replace("} 2.0", "} NaN"), "0.17.1")
+    assert math.isnan(values(reading)["hbm_tokens"] or 0)
+    assert values(reading)["computed_tokens"] == 1026
 
 
 def rank(engine: int, model: str = "m") -> str:
