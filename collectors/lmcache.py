@@ -1,34 +1,101 @@
-"""LMCache's families (in-process, on the engine's page) as a cache reading."""
+"""LMCache's in-process families as cache readings, from the engine's page or from LMCache's internal API port."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvtally.collectors.page import Pick, Plan, positions
-from kvtally.collectors.quantities import CACHE
+from kvtally.collectors.exposition import Series
+from kvtally.collectors.family import Family, TableMapping
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from kvtally.collectors.exposition import Series
+    from kvtally.collectors.page import Helps, Plan
+
+_FLUSH = "flushed every 10 s: shorter intervals show steps"
+_RANKS = f"every worker counts the same tokens; {_FLUSH}"
+_SLOWEST = f"each worker's own; the engine waits for the slowest; {_FLUSH}"
+_REMOTE = "of the remote backend alone: a local disk and GDS tell none; size of the KV objects, not of what is on disk"
 
 # Every tensor-parallel worker counts the same tokens under its own worker_id: the greatest is the truth, their sum
 # is a multiple of it. Bytes are each worker's own shard and do add up.
 #   lmcache:num_hit_tokens_total{model_name="…",role="worker",served_model_name="llama-8b",worker_id="0"} 482304.0
-_COUNTED: Mapping[str, tuple[str, bool]] = {
-    "lookup_tokens": ("lmcache:num_lookup_tokens_total", True),
-    "lookup_hit_tokens": ("lmcache:num_lookup_hits_total", True),
-    "requested_tokens": ("lmcache:num_requested_tokens_total", True),
-    "loaded_tokens": ("lmcache:num_hit_tokens_total", True),
-    "stored_tokens": ("lmcache:num_stored_tokens_total", True),
-    "loads": ("lmcache:num_retrieve_requests_total", True),
-    "stores": ("lmcache:num_store_requests_total", True),
-    "load_ns": ("lmcache:time_to_retrieve_sum", True),
-    "store_ns": ("lmcache:time_to_store_sum", True),
-    "load_bytes": ("lmcache:num_remote_read_bytes_total", False),
-    "store_bytes": ("lmcache:num_remote_write_bytes_total", False),
-    "used_bytes": ("lmcache:local_cache_usage", False),
-}
+FAMILIES = (
+    Family(
+        "lookup_tokens",
+        "lmcache:num_lookup_tokens_total",
+        since="0.3.5",
+        greatest=True,
+        trap=f"a preempted request looks up again, what it generated included; {_RANKS}",
+    ),
+    Family(
+        "lookup_hit_tokens",
+        "lmcache:num_lookup_hits_total",
+        since="0.3.5",
+        greatest=True,
+        trap=f"from token 0 on: those that HBM holds too are among them; whole chunks; {_RANKS}",
+    ),
+    Family("requested_tokens", "lmcache:num_requested_tokens_total", since="0.3.5", greatest=True, trap=_RANKS),
+    Family(
+        "loaded_tokens",
+        "lmcache:num_hit_tokens_total",
+        since="0.3.5",
+        greatest=True,
+        trap=f"whole chunks: may be more than what was needed beyond HBM; {_RANKS}",
+    ),
+    Family(
+        "stored_tokens",
+        "lmcache:num_stored_tokens_total",
+        since="0.3.9",
+        greatest=True,
+        trap=f"those evicted since are among them; {_RANKS}",
+    ),
+    Family("loads", "lmcache:num_retrieve_requests_total", since="0.3.5", unit="requests", greatest=True, trap=_RANKS),
+    Family("stores", "lmcache:num_store_requests_total", since="0.3.5", unit="requests", greatest=True, trap=_RANKS),
+    Family("load_ns", "lmcache:time_to_retrieve_sum", since="0.3.5", unit="seconds", greatest=True, trap=_SLOWEST),
+    Family("store_ns", "lmcache:time_to_store_sum", since="0.3.5", unit="seconds", greatest=True, trap=_SLOWEST),
+    Family("used_bytes", "lmcache:local_cache_usage", since="0.3.5", unit="bytes", trap="DRAM alone"),
+    Family("storage_read_bytes", "lmcache:num_remote_read_bytes_total", since="0.3.5", unit="bytes", trap=_REMOTE),
+    Family(
+        "storage_read_ns",
+        "lmcache:remote_time_to_get_sum",
+        since="0.3.5",
+        unit="milliseconds",
+        scale=1e-3,
+        trap=_REMOTE,
+    ),
+    Family("storage_write_bytes", "lmcache:num_remote_write_bytes_total", since="0.3.5", unit="bytes", trap=_REMOTE),
+    Family(
+        "storage_write_ns",
+        "lmcache:remote_time_to_put_sum",
+        since="0.3.5",
+        unit="milliseconds",
+        scale=1e-3,
+        trap=_REMOTE,
+    ),
+    Family("l2_hit_tokens", "lmcache:num_l2_hit_tokens_total", trap="in the docs of one commit, in no release"),
+    Family("l3_hit_tokens", "lmcache:num_l3_hit_tokens_total", trap="as above"),
+    Family("remote_hit_tokens", "lmcache:num_remote_hit_tokens_total", trap="as above"),
+)
+NOT_READ = (
+    ("lmcache:num_vllm_hit_tokens_total", "of requests that load something alone: no volume of hits"),
+    ("lmcache:num_prompt_tokens_total", "as above: no volume of prompts"),
+    ("lmcache:num_lookup_requests_total", "requests: tokens tell more"),
+    ("lmcache:lookup_0_hit_requests_total", "as above"),
+    ("lmcache:num_remote_read_requests_total", "operations of the remote backend: their bytes and seconds are read"),
+    ("lmcache:num_remote_write_requests_total", "as above"),
+    ("lmcache:remote_time_to_get_sync_sum", "remote_time_to_get with the waiting for a thread"),
+    ("lmcache:retrieve_speed", "a histogram of rates: tokens and seconds are read"),
+    ("lmcache:store_speed", "as above"),
+    ("lmcache:p2p_transfer_speed", "as above"),
+    ("lmcache:retrieve_hit_rate", "a rate since the last flush: not to be averaged"),
+    ("lmcache:lookup_hit_rate", "as above"),
+    ("lmcache:local_storage_usage", "what a local disk holds, where `used_bytes` is DRAM"),
+    ("lmcache:remote_cache_usage", "no backend sets it"),
+)
+
+# labels that name the model, the name under which it is served first; releases before 0.3.12 lack that one
+_MODEL = ("served_model_name", "model_name")
 
 
 def spelled(sample_name: str) -> str:
@@ -36,36 +103,30 @@ def spelled(sample_name: str) -> str:
     return "lmcache:" + sample_name[8:] if sample_name.startswith("lmcache_") else sample_name
 
 
-class LmcacheMapping:
-    """Reads LMCache's in-process families; they are flushed every 10 s, so shorter intervals show steps."""
+class LmcacheMapping(TableMapping):
+    """Reads LMCache's in-process families: one cache for each model on the page.
+
+    The internal API has a port for the scheduler and one for each worker, and each shows its own process alone. Each
+    is a page of its own and a cache of its own to the ledger; whoever joins them takes the greatest, as here.
+    """
 
     def __init__(self) -> None:
-        self._names = frozenset(name for name, _ in _COUNTED.values())
+        super().__init__(
+            "cache",
+            FAMILIES,
+            source="lmcache",
+            suffix="/lmcache",
+            by=("model",),
+            tells={"model": ("model",)},
+            attributes={"cache": "lmcache in-process"},
+            spelled=spelled,
+        )
 
-    def wants(self, sample_name: str) -> bool:
-        """Whether a sample of this name is read, in either spelling."""
-        return spelled(sample_name) in self._names
+    def compile(self, target: str, series: Sequence[Series], version: str | None, helps: Helps) -> list[Plan]:
+        """One plan for each model that LMCache serves on this page."""
+        named = [Series(one.name, {**one.labels, "model": _model(one)}) for one in series]
+        return super().compile(target, named, version, helps)
 
-    def names(self) -> tuple[str, ...]:
-        """Every sample name that is read."""
-        return tuple(sorted(self._names))
 
-    def compile(self, target: str, series: Sequence[Series], version: str | None) -> list[Plan]:  # noqa: ARG002  # the engine's version, not LMCache's
-        """One cache plan per model that LMCache serves on this page."""
-        owned: dict[str, dict[str, list[tuple[int, Mapping[str, str]]]]] = {}
-        for at, one in enumerate(series):
-            name = spelled(one.name)
-            if name in self._names:
-                model = one.labels.get("served_model_name") or one.labels.get("model_name", "")
-                owned.setdefault(model, {}).setdefault(name, []).append((at, one.labels))
-        plans: list[Plan] = []
-        for model, own in sorted(owned.items()):
-            picks: list[Pick | None] = []
-            for quantity in CACHE:
-                name, greatest = _COUNTED.get(quantity.name, ("", True))
-                found = positions(own, name)
-                picks.append(Pick(found, greatest) if found else None)
-            about = {"cache": "lmcache in-process", "model": model}
-            name = f"{target}/lmcache" if len(owned) == 1 else f"{target}/lmcache/{model}"
-            plans.append(Plan("cache", name, about, picks))
-        return plans
+def _model(series: Series) -> str:
+    return next((model for label in _MODEL if (model := series.labels.get(label))), "")

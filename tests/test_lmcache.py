@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvtally.collectors.base import CollectError
-from kvtally.collectors.lmcache import LmcacheMapping
+from kvtally.collectors.lmcache import NOT_READ, LmcacheMapping
 from kvtally.collectors.page import PageMapper
 from kvtally.collectors.quantities import CACHE
+from kvtally.collectors.side_page import SidePage
 from kvtally.collectors.vllm import VllmMapping
 
 if TYPE_CHECKING:
     from kvtally.collectors.base import Reading
+    from kvtally.collectors.http import Response
 
 PAGES = Path(__file__).parent / "fixtures" / "pages"
 RECORDED = (PAGES / "h100-v025-lmcache" / "1795409582483.prom").read_text()
@@ -31,10 +33,28 @@ EXPECTED: dict[str, float | None] = {
     "stores": 596,
     "load_ns": 1.3861929219998501,
     "store_ns": 8.988765739000655,
-    "load_bytes": 0,
-    "store_bytes": 0,
+    "load_bytes": None,
+    "store_bytes": None,
     "used_bytes": 64424509440,
+    "dram_hit_tokens": None,
+    "disk_hit_tokens": None,
+    "storage_read_bytes": 0,
+    "storage_read_ns": None,
+    "storage_write_bytes": 0,
+    "storage_write_ns": None,
 }
+
+
+class Nowhere:
+    """An endpoint that nobody asks."""
+
+    url = ""
+
+    def get(self, target: str | None = None) -> Response:
+        raise CollectError(f"nothing is served at {target}")
+
+    def close(self) -> None:
+        pass
 
 
 def read(page: str) -> tuple[Reading, ...]:
@@ -54,7 +74,7 @@ def test_every_quantity_of_a_recorded_page_is_as_the_page_tells_it() -> None:
     (reading,) = read(RECORDED)
     assert values(reading) == EXPECTED
     assert (reading.kind, reading.name) == ("cache", "host:8000/lmcache")
-    assert reading.attributes == {"cache": "lmcache in-process", "model": "llama-8b"}
+    assert reading.attributes == {"source": "lmcache", "cache": "lmcache in-process", "model": "llama-8b"}
     assert (reading.epoch, reading.detail_names, reading.details) == (None, (), ())
 
 
@@ -101,8 +121,8 @@ def test_what_every_worker_counts_alike_is_counted_once(family: str, quantity: s
 @pytest.mark.parametrize(
     ("family", "quantity"),
     [
-        ("num_remote_read_bytes_total", "load_bytes"),
-        ("num_remote_write_bytes_total", "store_bytes"),
+        ("num_remote_read_bytes_total", "storage_read_bytes"),
+        ("num_remote_write_bytes_total", "storage_write_bytes"),
         ("local_cache_usage", "used_bytes"),
     ],
 )
@@ -164,5 +184,27 @@ def test_an_engine_without_lmcache_has_no_cache_reading() -> None:
 def test_a_restricted_scrape_asks_for_every_sample_that_the_recorded_page_is_read_for() -> None:
     asked = set(LmcacheMapping().names())
     kept = [line for line in RECORDED.splitlines() if re.split(r"[ {]", line)[0] in asked]
-    assert len(kept) == len(asked) == 12
+    assert len(kept) == 12
     assert read("\n".join(kept) + "\n") == read(RECORDED)
+
+
+def test_milliseconds_at_a_remote_backend_become_seconds_that_add_up_over_workers() -> None:
+    page = "".join(
+        sample("remote_time_to_get_sum", 1500, worker) + sample("remote_time_to_put_sum", 250, worker)
+        for worker in range(2)
+    )
+    found = values(read(page)[0])
+    assert (found["storage_read_ns"], found["storage_write_ns"]) == (3.0, 0.5)  # seconds: the ledger makes ns of them
+
+
+def test_a_worker_s_internal_port_is_a_page_of_its_own_that_tells_when_its_process_began() -> None:
+    page = sample("num_hit_tokens_total", 512, 1) + "process_start_time_seconds 1.79541152341e+09\n"
+    (reading,) = SidePage("10.0.0.1:7001", Nowhere()).read(page.encode())
+    assert (reading.name, reading.epoch) == ("10.0.0.1:7001/lmcache", 1795411523.41)
+    assert values(reading)["loaded_tokens"] == 512
+
+
+def test_every_family_that_is_not_read_says_why_and_is_not_read() -> None:
+    read_here = set(LmcacheMapping().names())
+    assert all(reason for _, reason in NOT_READ)
+    assert not read_here & {name for name, _ in NOT_READ}
