@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvtally.collectors.base import CollectError, NoData, Reading
+from kvtally.collectors.base import NoData, Reading
+from kvtally.collectors.mounts import MEMORY, Mount, parse_mountinfo, process_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -16,23 +17,10 @@ SECTOR_BYTES = 512  # of /proc/diskstats, whatever the device's own sector is
 DISKSTATS_FIELDS = 14  # 18 since Linux 4.18, 20 since 5.5: discards and flushes follow
 MILLISECONDS_WRAP = 2**32  # the kernel prints times as unsigned int: 50 days of summed waiting, soon over at depth 64
 MOUNTS_NAMED = 8
+UNTOLD = (None, None)  # a device does not know what programs read and wrote: page caches stand before it
 # Their bytes are counted once more on the disks below, or are no disk's
 NO_DISK = re.compile(r"(loop|z?ram|fd|sr|zd|md|dm-|drbd|bcache)\d")
 NVME_PATH = re.compile(r"(nvme\d+)c\d+(n\d+)")  # one path to a multipath namespace, nvme0c1n1 to nvme0n1
-NETWORK = frozenset(
-    "9p afs beegfs ceph cifs glusterfs gpfs lustre nfs nfs4 orangefs pvfs2 smb3 smbfs virtiofs wekafs".split()  # noqa: SIM905  # a list of quoted names would fill a screen
-)
-MEMORY = frozenset(("devtmpfs", "hugetlbfs", "ramfs", "tmpfs"))
-
-
-class Mount(NamedTuple):
-    """Where a directory's filesystem is mounted and what it lies on; `device` is MAJ:MIN, major 0 for none."""
-
-    mount_point: str
-    fstype: str
-    source: str
-    device: str
-    root: str
 
 
 class Backing(NamedTuple):
@@ -65,44 +53,13 @@ def parse_io_stat(text: str) -> dict[str, tuple[float | None, ...]]:
         counts = {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
         if "rbytes" in counts:
             read, reads, written, writes = (int(counts.get(key, 0)) for key in ("rbytes", "rios", "wbytes", "wios"))
-            devices[device] = (read, reads, None, written, writes, None)
+            devices[device] = (read, reads, None, written, writes, None, *UNTOLD)
     return devices
-
-
-# 36 35 98:0 /kv /mnt/kv\040cache rw,noatime shared:1 - ext4 /dev/nvme0n1p1 rw,errors=continue
-# id parent device root mount_point options optional... - fstype source options
-def parse_mountinfo(text: str) -> list[Mount]:
-    """Mounts in the order in which they were made."""
-    mounts = []
-    for line in text.splitlines():
-        place, dash, filesystem = line.partition(" - ")
-        fields, behind = place.split(), filesystem.split()
-        if dash and len(fields) >= 5 and len(behind) >= 2:  # noqa: PLR2004  # columns of the sample above
-            mounts.append(
-                Mount(_unescaped(fields[4]), behind[0], _unescaped(behind[1]), fields[2], _unescaped(fields[3]))
-            )
-    return mounts
-
-
-def mount_of(path: str, mountinfo_text: str) -> Mount:
-    """The mount that holds an absolute path without symbolic links; CollectError if the text names none.
-
-    Of mounts at the same point the last hides the others.
-    """
-    best: Mount | None = None
-    for mount in parse_mountinfo(mountinfo_text):
-        point = mount.mount_point.rstrip("/")
-        holds = path == point or path.startswith(f"{point}/")
-        if holds and (best is None or len(mount.mount_point) >= len(best.mount_point)):
-            best = mount
-    if best is None:
-        raise CollectError(f"no mount holds {path}", "give an absolute path, in the mount namespace of the engine")
-    return best
 
 
 def device_of(mount: Mount, sys: str = "/sys") -> Backing:
     """The whole disks whose counters see a mount's bytes, or why there are none."""
-    if mount.fstype in NETWORK or (mount.fstype.startswith("fuse") and mount.fstype != "fuseblk"):
+    if mount.is_remote:
         return Backing((), f"{mount.fstype}: device counters do not see it")
     if mount.fstype in MEMORY:
         return Backing((), f"{mount.fstype}: lies in memory, on no device")
@@ -113,6 +70,11 @@ def device_of(mount: Mount, sys: str = "/sys") -> Backing:
     if found:
         return Backing((), f"{', '.join(sorted(found))}: counted on the disk below, which it does not name")
     return Backing((), f"{mount.fstype}: its mount names no block device")
+
+
+def devices_of(mount: Mount, sys: str = "/sys") -> tuple[str, ...]:
+    """The block devices that a mount names, a partition or a volume, whose own counters are those of its bytes."""
+    return tuple(sorted(folder.name for folder in _devices(mount, sys)))
 
 
 def disk_readings(disks: Iterable[Mapping[str, Any]], epoch: float | None = None) -> tuple[Reading, ...]:
@@ -129,6 +91,7 @@ def disk_readings(disks: Iterable[Mapping[str, Any]], epoch: float | None = None
                 disk.get("write_bytes"),
                 disk.get("writes"),
                 _seconds(disk.get("write_milliseconds")),
+                *UNTOLD,
             ),
             epoch,
         )
@@ -242,16 +205,13 @@ class CgroupIo:
                 f"cgroup {path} does not count I/O", "enable the io controller: systemd IOAccounting=yes on its unit"
             ) from None
         parts = {device: counts for device, counts in parse_io_stat(text).items() if self._is_bottom(device)}
-        nothing_yet: dict[str, tuple[float | None, ...]] = {"none": (0, 0, None, 0, 0, None)}
+        nothing_yet: dict[str, tuple[float | None, ...]] = {"none": (0, 0, None, 0, 0, None, *UNTOLD)}
         values = (None,) * len(nothing_yet["none"])
         return (Reading("filesystem", f"cgroup:{path}", {"source": "cgroup"}, values, parts=parts or nothing_yet),)
 
     # 0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-ab12.scope
     def _path(self) -> str:
-        pid = self._pid() if callable(self._pid) else self._pid
-        if pid is None and self._pid is not None:
-            raise NoData("the engine's process is not known")
-        who = "self" if pid is None else str(pid)
+        who = process_of(self._pid)
         try:
             lines = Path(self._proc, who, "cgroup").read_text(encoding="utf-8").splitlines()
         except (FileNotFoundError, ProcessLookupError):
@@ -343,8 +303,3 @@ def _boot_marker(proc: str) -> float | None:
         return None
     digits = text.strip().replace("-", "")[:12]  # 48 bits, which a float holds exactly
     return float(int(digits, 16)) if re.fullmatch(r"[0-9a-f]{12}", digits) else None
-
-
-def _unescaped(text: str) -> str:
-    """Mountinfo's octal escapes: blank, tab, newline, backslash and hash."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvtally.agent.interval import close, opened
-from kvtally.collectors.base import CollectError, NoData, scrape
+from kvtally.collectors.base import NoData, scrape
 from kvtally.collectors.filesystem import (
     Backing,
     BlockDevices,
     CgroupIo,
-    Mount,
     device_of,
+    devices_of,
     disk_readings,
-    mount_of,
     parse_diskstats,
     parse_io_stat,
-    parse_mountinfo,
 )
+from kvtally.collectors.mounts import Mount, mount_of, parse_mountinfo
 from kvtally.collectors.quantities import QUANTITIES
 
 if TYPE_CHECKING:
@@ -85,7 +84,10 @@ class Machine:
         return BlockDevices(str(self.proc), str(self.sys), devices)
 
     def backing(self, path: str) -> Backing:
-        return device_of(mount_of(path, MOUNTINFO), str(self.sys))
+        return device_of(self.mount(path), str(self.sys))
+
+    def mount(self, path: str) -> Mount:
+        return mount_of(path, parse_mountinfo(MOUNTINFO))
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_whole_disks_are_read_and_what_lies_on_them_is_left_out(machine: Machine
     assert vda.kind == "filesystem"
     assert vda.epoch == 0xFF
     # 4306250 and 10243576 sectors of 512 bytes; 27.204 s and 72.675 s
-    assert vda.values == (2204800000, 47476, 27.204, 5244710912, 13562, 72.675)
+    assert vda.values == (2204800000, 47476, 27.204, 5244710912, 13562, 72.675, None, None)
     assert len(vda.values) == len(QUANTITIES["filesystem"])
 
 
@@ -189,7 +191,7 @@ def test_times_go_on_where_32_bits_end(machine: Machine) -> None:
 def test_another_collector_in_the_same_boot_goes_on_and_another_boot_begins_anew(machine: Machine) -> None:
     before = machine.collector(["vda"]).collect()[0]
     interval, state, _ = close(opened(before, 10), machine.collector(["vda"]).collect()[0], 20)
-    assert interval.values == (0, 0, 0, 0, 0, 0)
+    assert interval.values == (0, 0, 0, 0, 0, 0, None, None)
     (machine.proc / "sys" / "kernel" / "random" / "boot_id").write_text("11111111-00ff-4b0e-9c57-0b0a2f1d7a11\n")
     interval, _, _ = close(state, machine.collector(["vda"]).collect()[0], 30)
     assert interval.values[0] == before.values[0]
@@ -210,30 +212,7 @@ def test_live_and_recorded_forms_give_the_same_reading(machine: Machine) -> None
 def test_an_early_recording_tells_bytes_only() -> None:
     (reading,) = disk_readings([{"device": "vdb", "read_bytes": 127950848, "write_bytes": 0}])
     assert (reading.name, reading.attributes, reading.epoch) == ("vdb", {"source": "diskstats"}, None)
-    assert reading.values == (127950848, None, None, 0, None, None)
-
-
-def test_the_longest_mount_point_holds_a_path() -> None:
-    assert mount_of("/mnt/kv cache/x", MOUNTINFO) == Mount("/mnt/kv cache", "xfs", "/dev/mapper/vg-kv", "253:0", "/")
-    assert mount_of("/mnt/kv cache", MOUNTINFO).fstype == "xfs"
-    assert mount_of("/mnt/kv cache/far/a", MOUNTINFO).source == "server:/export"
-    assert mount_of("/mnt/kv caches", MOUNTINFO).mount_point == "/"
-    assert mount_of("/", MOUNTINFO).mount_point == "/"
-
-
-def test_of_two_mounts_at_one_point_the_later_holds() -> None:
-    text = "1 0 8:1 / /kv rw - ext4 /dev/sda1 rw\n2 1 8:2 / /kv rw - xfs /dev/sda2 rw\n"
-    assert mount_of("/kv/x", text).device == "8:2"
-
-
-def test_a_path_on_no_mount_is_an_error_with_a_hint() -> None:
-    with pytest.raises(CollectError, match="no mount holds kv/x") as caught:
-        mount_of("kv/x", MOUNTINFO)
-    assert "absolute path" in caught.value.hint
-
-
-def test_mount_lines_of_another_form_are_left_out() -> None:
-    assert parse_mountinfo("\nnonsense\n1 2 3:4 / /a rw shared:1\n") == []
+    assert reading.values == (127950848, None, None, 0, None, None, None, None)
 
 
 def test_a_volume_lies_on_every_disk_that_carries_it(machine: Machine) -> None:
@@ -248,6 +227,14 @@ def test_btrfs_has_no_number_and_lies_on_all_its_members(machine: Machine) -> No
     for name in ("sdb1", "vda1"):
         (members / name).symlink_to(machine.sys / "class" / "block" / name)
     assert machine.backing("/pool/x") == Backing(("sdb", "vda"))
+
+
+def test_a_mount_names_a_partition_or_a_volume_whose_counters_are_its_own(machine: Machine) -> None:
+    sys = str(machine.sys)
+    assert devices_of(machine.mount("/data"), sys) == ("vda1",)
+    assert devices_of(machine.mount("/mnt/kv cache"), sys) == ("dm-0",)
+    assert devices_of(machine.mount("/pool"), sys) == ("sdb1",)
+    assert devices_of(machine.mount("/dev/shm"), sys) == ()
 
 
 def test_a_mapped_device_without_number_is_found_by_its_label(machine: Machine) -> None:
@@ -301,7 +288,7 @@ class Cgroup:
 
 def test_a_device_without_keys_has_counted_nothing_yet() -> None:
     assert parse_io_stat("\n253:0 \n(unknown) x\n8:0 rbytes=1 rios=2 wbytes=3 wios=4\n") == {
-        "8:0": (1, 2, None, 3, 4, None)
+        "8:0": (1, 2, None, 3, 4, None, None, None)
     }
 
 
@@ -311,10 +298,10 @@ def test_a_cgroup_is_summed_over_disks_and_not_over_what_lies_on_them(machine: M
     (reading,) = cgroup.reader(77).collect()
     assert (reading.kind, reading.name) == ("filesystem", "cgroup:/pods/engine.scope")
     assert reading.attributes == {"source": "cgroup"}
-    assert reading.values == (None, None, None, None, None, None)
+    assert reading.values == (None,) * 8
     assert reading.parts == {
-        "254:0": (6643712, 402, None, 1286144, 96, None),
-        "8:0": (1000, 4, None, 10, 1, None),
+        "254:0": (6643712, 402, None, 1286144, 96, None, None, None),
+        "8:0": (1000, 4, None, 10, 1, None, None, None),
     }
 
 
@@ -323,9 +310,9 @@ def test_a_cgroup_that_has_done_nothing_counts_zero_and_no_time(machine: Machine
     cgroup.io("", "")
     reader = cgroup.reader()
     before = opened(reader.collect()[0], 10)
-    assert close(before, reader.collect()[0], 20)[0].values == (0, 0, None, 0, 0, None)
+    assert close(before, reader.collect()[0], 20)[0].values == (0, 0, None, 0, 0, None, None, None)
     cgroup.io("", IO_STAT)
-    assert close(before, reader.collect()[0], 20)[0].values == (6644712, 406, None, 1286154, 97, None)
+    assert close(before, reader.collect()[0], 20)[0].values == (6644712, 406, None, 1286154, 97, None, None, None)
 
 
 def test_the_pid_may_be_asked_for_at_every_collect(machine: Machine) -> None:
@@ -377,7 +364,7 @@ def test_the_disks_of_this_machine_are_read(tmp_path: Path) -> None:
     after = {reading.name: reading for reading in collector.collect()}
     assert before.keys() == after.keys()
     assert {reading.epoch for reading in before.values()} == {reading.epoch for reading in after.values()}
-    backing = device_of(mount_of(str(tmp_path.resolve()), Path("/proc/self/mountinfo").read_text()))
+    backing = device_of(mount_of(str(tmp_path.resolve()), parse_mountinfo(Path("/proc/self/mountinfo").read_text())))
     if not backing.disks:
         assert backing.reason
         return
