@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -32,6 +32,8 @@ class GpuSample(msgspec.Struct, frozen=True):
 
     t            unix seconds
     mig          the GPU is cut into MIG instances; utilisation and GPM are then unknown
+    parent       UUID of the GPU that this MIG instance is of
+    share        of a MIG instance: its part of the GPU ("1/7"); of a GPU that is cut: the part that is in no instance
     gpm          means over the last `gpm_seconds`, percent or MiB/s; a metric that could not be read is left out;
                  empty: GPM is readable and its first means come later
     gpm_seconds  None: the means are over the time since the previous sample of this GPU
@@ -51,6 +53,8 @@ class GpuSample(msgspec.Struct, frozen=True):
     clock_reasons: int | None = None
     gpm: dict[str, float | None] | None = None
     gpm_seconds: float | None = None
+    parent: str | None = None
+    share: str | None = None
 
 
 class _Line(msgspec.Struct):
@@ -122,12 +126,22 @@ class _Sums:
         return (self._seconds, *self._totals)
 
 
+class _Identity(NamedTuple):
+    """What of a sample becomes attributes."""
+
+    number: int
+    name: str | None
+    mig: bool | None
+    parent: str | None
+    share: str | None
+
+
 class _Gpu:
     """What is summed for one GPU, and its newest sample."""
 
     __slots__ = ("energy_millijoules", "gauges", "gpm", "identity", "newest")
 
-    def __init__(self, sample: GpuSample, identity: tuple[int, str | None, bool | None]) -> None:
+    def __init__(self, sample: GpuSample, identity: _Identity) -> None:
         self.newest = sample
         self.identity = identity
         self.energy_millijoules: int | None = None
@@ -151,12 +165,16 @@ class _Gpu:
             self.gpm.announce()
 
     def reading(self, session: float) -> Reading:
-        index, name, mig = self.identity
-        attributes = {"index": str(index)}
-        if name is not None:
-            attributes["sku"] = name
-        if mig is not None:
-            attributes["mig"] = str(int(mig))
+        of = self.identity
+        attributes = {"index": str(of.number)}
+        if of.name is not None:
+            attributes["sku"] = of.name
+        if of.mig is not None:
+            attributes["mig"] = str(int(of.mig))
+        if of.parent is not None:
+            attributes["parent"] = of.parent
+        if of.share is not None:
+            attributes["share"] = of.share
         newest = self.newest
         *gauges, busy_cycles = self.gauges.values()
         values = (
@@ -187,7 +205,7 @@ class GpuIntegrator:
     def add(self, sample: GpuSample) -> None:
         """Count one sample; samples of a GPU come in time order, one that comes late is left out."""
         gpu = self._gpus.get(sample.uuid)
-        identity = (sample.index, sample.name, sample.mig)
+        identity = _Identity(sample.index, sample.name, sample.mig, sample.parent, sample.share)
         seconds = 0.0
         if gpu is not None:
             elapsed = sample.t - gpu.newest.t
@@ -195,11 +213,10 @@ class GpuIntegrator:
                 return
             # Further back than that, the clock itself was set back: time starts anew at this sample.
             seconds = elapsed if 0 < elapsed <= self._max_gap_seconds else 0.0
-            _, name, mig = gpu.identity
-            identity = (
-                sample.index,
-                name if sample.name is None else sample.name,
-                mig if sample.mig is None else sample.mig,
+            known = gpu.identity
+            identity = identity._replace(
+                name=known.name if sample.name is None else sample.name,
+                mig=known.mig if sample.mig is None else sample.mig,
             )
         if gpu is None or gpu.identity != identity:  # other attributes are another target: its sums begin at zero
             gpu = self._gpus[sample.uuid] = _Gpu(sample, identity)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvtally.collectors.base import CollectError, NoData
 from kvtally.collectors.gpu import GpuIntegrator, GpuSample
+from kvtally.collectors.nvml_device import Device, cut, gpm_means, gpm_request, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,15 +34,6 @@ _LOST = frozenset({_GPU_IS_LOST, _RESET_REQUIRED, _GPU_NOT_FOUND})
 _FINAL = frozenset({_NOT_SUPPORTED, _NO_PERMISSION, _FUNCTION_NOT_FOUND, _ARGUMENT_VERSION_MISMATCH})
 
 _CLOCK_SM = 1
-_GPM_VERSION = 1
-_GPM_METRICS = {
-    "graphics_util": 1,
-    "sm_util": 2,
-    "any_tensor_util": 5,
-    "dram_bw_util": 10,
-    "pcie_tx_mib_per_s": 20,
-    "pcie_rx_mib_per_s": 21,
-}
 _EARLY = 0.05  # of the time between turns: a tick that comes a moment early does not put a turn off to the next tick
 _GPM_SHORTEST_SECONDS = 0.1  # NVML asks for as much between two samples
 
@@ -72,23 +64,6 @@ class _Turns:
         return True
 
 
-class _Device:
-    """One GPU: its handle, what it is, the calls it refused, and two GPM buffers that change places."""
-
-    __slots__ = ("fresh", "handle", "index", "last", "last_at", "mig", "name", "refused", "uuid")
-
-    def __init__(self, handle: Any, index: int, uuid: str) -> None:
-        self.handle = handle
-        self.index = index
-        self.uuid = uuid
-        self.name: str | None = None
-        self.mig: bool | None = None
-        self.refused: set[str] = set()
-        self.last: Any = None
-        self.last_at = 0.0
-        self.fresh: Any = None
-
-
 class NvmlCollector:
     """Samples every GPU that NVML shows and sums the samples up.
 
@@ -112,7 +87,7 @@ class NvmlCollector:
         self._energy_every_seconds = energy_every_seconds
         self._gpm_every_seconds = gpm_every_seconds
         self._integrator = GpuIntegrator(clock() if session is None else session)
-        self._devices: list[_Device] = []
+        self._devices: list[Device] = []
         self._energy_turns = self._gpm_turns = _Turns(0, 0, 0)
         self._gpm_request: Any = None
 
@@ -123,7 +98,7 @@ class NvmlCollector:
         return self._integrator.readings()
 
     def sample(self) -> list[GpuSample]:
-        """One sample per GPU; one without values for a GPU that is lost.
+        """One sample per GPU, each followed by those of its MIG instances; one without values for a GPU that is lost.
 
         A GPM mean goes to one caller only: who calls both `sample` and `collect` splits the means between them.
         """
@@ -134,25 +109,34 @@ class NvmlCollector:
             energy_due = self._energy_turns.take(place, now)
             gpm_due = self._gpm_turns.take(place, now)
             try:
+                if energy_due:
+                    self._look(device)
                 samples.append(self._sample(device, now, energy_due, gpm_due))
+                for one in device.instances:
+                    with suppress(_GpuLostError):  # it was just taken away
+                        samples.append(self._sample_instance(one, now, gpm_due))
             except _GpuLostError:
                 lost += 1
-                samples.append(GpuSample(now, device.uuid, device.index, device.name, device.mig))
-        if lost == len(samples):
+                samples.append(GpuSample(now, **device.about()))
+        if lost == len(self._devices):
             self.close()
             raise CollectError("every GPU is lost", "look for Xid in the kernel log; a GPU reset or a reboot helps")
         return samples
 
     def compute_pids(self) -> dict[str, list[int]]:
-        """Host process ids with a compute context on each GPU, by UUID; a GPU that does not tell is left out."""
+        """Host process ids with a compute context on each GPU, by UUID; a GPU that does not tell is left out.
+
+        A GPU that is cut has none of its own: its MIG instances have them.
+        """
         self._open()
         call = self._nvml.nvmlDeviceGetComputeRunningProcesses_v3
         pids = {}
         for device in self._devices:
             with suppress(_GpuLostError):
-                found = self._read(device, "processes", call, device.handle)
-                if found is not None:
-                    pids[device.uuid] = sorted({process.pid for process in found})
+                for one in device.instances if device.mig else (device,):
+                    found = self._read(one, "processes", call, one.handle)
+                    if found is not None:
+                        pids[one.uuid] = sorted({process.pid for process in found})
         return pids
 
     def close(self) -> None:
@@ -160,13 +144,18 @@ class NvmlCollector:
         if not self._devices:
             return
         for device in self._devices:
-            for gpm_sample in (device.last, device.fresh):
-                if gpm_sample is not None:
-                    with suppress(self._nvml.NVMLError):
-                        self._nvml.nvmlGpmSampleFree(gpm_sample)
+            for one in (device, *device.instances):
+                self._free(one)
         self._devices = []
         with suppress(self._nvml.NVMLError):
             self._nvml.nvmlShutdown()
+
+    def _free(self, device: Device) -> None:
+        for gpm_sample in (device.last, device.fresh):
+            if gpm_sample is not None:
+                with suppress(self._nvml.NVMLError):
+                    self._nvml.nvmlGpmSampleFree(gpm_sample)
+        device.last = device.fresh = None
 
     def _open(self) -> None:
         if self._devices:
@@ -187,20 +176,19 @@ class NvmlCollector:
         now = self._clock()
         self._energy_turns = _Turns(self._energy_every_seconds, len(self._devices), now)
         self._gpm_turns = _Turns(self._gpm_every_seconds, len(self._devices), now)
-        self._gpm_request = _gpm_request(nvml)
+        self._gpm_request = gpm_request(nvml)
 
-    def _find(self) -> list[_Device]:
+    def _find(self) -> list[Device]:
         nvml = self._nvml
         count = nvml.nvmlDeviceGetCount()
         devices = []
         for index in range(count):
             try:
                 handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                device = _Device(handle, index, _text(nvml.nvmlDeviceGetUUID(handle)))
+                device = Device(handle, index, text_of(nvml.nvmlDeviceGetUUID(handle)))
                 name = self._read(device, "name", nvml.nvmlDeviceGetName, handle)
-                device.name = None if name is None else _text(name)
-                device.mig = self._mig(device)
-                self._refuse_gpm(device)
+                device.name = None if name is None else text_of(name)
+                self._look(device)
             except (nvml.NVMLError, _GpuLostError) as error:
                 self.limits[f"gpu {index}"] = str(error)
             else:
@@ -211,26 +199,43 @@ class NvmlCollector:
             raise CollectError(f"no GPU answers: {'; '.join(self.limits.values())}", "look for Xid in the kernel log")
         return devices
 
-    def _mig(self, device: _Device) -> bool | None:
+    def _look(self, device: Device) -> None:
+        """Whether a GPU is cut and into which instances: both may change while it is there."""
+        mig = self._mig(device)
+        if device.mig is None or (mig is not None and mig != device.mig):
+            device.mig = mig
+            device.refused -= {"gpm", "utilization"}
+            self._refuse_gpm(device)
+        before = device.instances
+        device.instances = cut(self._nvml, device, self._read, self.limits) if device.mig else ()
+        if not device.mig:
+            device.share = None
+        for gone in before:
+            if gone not in device.instances:
+                self._free(gone)
+                for key in [key for key in self.limits if key.startswith(f"{gone.uuid} ")]:
+                    del self.limits[key]
+
+    def _mig(self, device: Device) -> bool | None:
         mode = self._read(device, "mig", self._nvml.nvmlDeviceGetMigMode, device.handle)
         if mode is not None:
             return bool(mode[0])
         if "mig" not in device.refused:
             return None
-        del self.limits[f"{device.uuid} mig"]  # a GPU that cannot be cut is whole, and nothing is missing
+        self.limits.pop(f"{device.uuid} mig", None)  # a GPU that cannot be cut is whole, and nothing is missing
         return False
 
-    def _refuse_gpm(self, device: _Device) -> None:
+    def _refuse_gpm(self, device: Device) -> None:
         support = self._read(device, "gpm", self._nvml.nvmlGpmQueryDeviceSupport, device.handle)
         why = "this GPU has no GPM: Hopper or newer has"
         if device.mig:
-            why = "MIG is on: GPM of its instances is not read"
+            why = "MIG is on: its instances have their own"
         elif support is None or support.isSupportedDevice:
             return
         device.refused.add("gpm")
         self.limits[f"{device.uuid} gpm"] = why
 
-    def _sample(self, device: _Device, now: float, energy_due: bool, gpm_due: bool) -> GpuSample:
+    def _sample(self, device: Device, now: float, energy_due: bool, gpm_due: bool) -> GpuSample:
         nvml, handle = self._nvml, device.handle
         rates = self._read(device, "utilization", nvml.nvmlDeviceGetUtilizationRates, handle)
         memory = self._read(device, "memory", nvml.nvmlDeviceGetMemoryInfo, handle, nvml.nvmlMemory_v2)
@@ -243,10 +248,7 @@ class NvmlCollector:
         gpm, gpm_seconds = self._gpm(device) if gpm_due else (None, None)
         return GpuSample(
             t=now,
-            uuid=device.uuid,
-            index=device.index,
-            name=device.name,
-            mig=device.mig,
+            **device.about(),
             utilization_percent=None if rates is None else rates.gpu,
             memory_utilization_percent=None if rates is None else rates.memory,
             memory_used_bytes=None if memory is None else memory.used,
@@ -258,7 +260,16 @@ class NvmlCollector:
             gpm_seconds=gpm_seconds,
         )
 
-    def _gpm(self, device: _Device) -> tuple[dict[str, float | None] | None, float | None]:
+    def _sample_instance(self, device: Device, now: float, gpm_due: bool) -> GpuSample:
+        """What NVML tells of a MIG instance: power, energy and clocks are the whole GPU's, and of that alone."""
+        memory = self._read(
+            device, "memory", self._nvml.nvmlDeviceGetMemoryInfo, device.handle, self._nvml.nvmlMemory_v2
+        )
+        gpm, gpm_seconds = self._gpm(device) if gpm_due else (None, None)
+        used = None if memory is None else memory.used
+        return GpuSample(now, **device.about(), memory_used_bytes=used, gpm=gpm, gpm_seconds=gpm_seconds)
+
+    def _gpm(self, device: Device) -> tuple[dict[str, float | None] | None, float | None]:
         """Give the means since this GPU's GPM sample before, and over how many seconds they are."""
         nvml = self._nvml
         if device.last is not None and 0 <= self._clock() - device.last_at < _GPM_SHORTEST_SECONDS:
@@ -266,7 +277,11 @@ class NvmlCollector:
         if device.fresh is None:
             device.fresh = self._read(device, "gpm", nvml.nvmlGpmSampleAlloc)
         fresh = device.fresh
-        if fresh is None or self._read(device, "gpm", nvml.nvmlGpmSampleGet, device.handle, fresh) is None:
+        if device.parent is None or device.gpu_instance is None:
+            call, *of = nvml.nvmlGpmSampleGet, device.handle
+        else:
+            call, *of = nvml.nvmlGpmMigSampleGet, device.parent.handle, device.gpu_instance
+        if fresh is None or self._read(device, "gpm", call, *of, fresh) is None:
             return None, None
         taken_at = self._clock()
         before, seconds = device.last, taken_at - device.last_at
@@ -277,17 +292,9 @@ class NvmlCollector:
         request.sample1, request.sample2 = before, fresh
         if seconds <= 0 or self._read(device, "gpm", nvml.nvmlGpmMetricsGet, request) is None:
             return None, None
-        means: dict[str, float | None] = {}
-        for place, name in enumerate(_GPM_METRICS):
-            metric, key = request.metrics[place], f"{device.uuid} gpm {name}"
-            if metric.nvmlReturn == 0 and math.isfinite(metric.value):
-                means[name] = metric.value
-                self.limits.pop(key, None)
-            else:
-                self.limits[key] = str(nvml.NVMLError(metric.nvmlReturn)) if metric.nvmlReturn else "not a number"
-        return means or None, seconds
+        return gpm_means(nvml, request, device, self.limits) or None, seconds
 
-    def _read(self, device: _Device, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    def _read(self, device: Device, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
         """Give the call's answer, or None with the reason in `limits`; what can never succeed is not called again."""
         if what in device.refused:
             return None
@@ -335,16 +342,3 @@ def _unavailable(error: Any) -> NoData | CollectError:
     if error.value == _VERSION_MISMATCH:
         return CollectError(f"the NVIDIA driver was upgraded: {error}", "restart kvtally; if nvidia-smi fails, reboot")
     return CollectError(f"NVML does not start: {error}", "nvidia-smi tells more")
-
-
-def _gpm_request(nvml: Any) -> Any:
-    request = nvml.c_nvmlGpmMetricsGet_t()
-    request.version = _GPM_VERSION
-    request.numMetrics = len(_GPM_METRICS)
-    for place, metric in enumerate(_GPM_METRICS.values()):
-        request.metrics[place].metricId = metric
-    return request
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -12,12 +12,14 @@ import pytest
 
 from kvtally.collectors import quantities
 from kvtally.collectors.base import CollectError, NoData
-from kvtally.collectors.nvml import LIBRARY, NvmlCollector, _gpm_request
+from kvtally.collectors.nvml import LIBRARY, NvmlCollector
+from kvtally.collectors.nvml_device import gpm_request
 
 if TYPE_CHECKING:
     from kvtally.collectors.base import Reading
 
 UNINITIALIZED = 1
+NOT_FOUND = 6
 UNKNOWN_ERROR = 999
 NOT_SUPPORTED = 3
 NO_PERMISSION = 4
@@ -64,6 +66,7 @@ class FakeNvml:
 
     NVMLError = NvmlError
     nvmlMemory_v2 = 0x02000028
+    NVML_GPU_INSTANCE_PROFILE_1_SLICE = 0
     c_nvmlGpmMetricsGet_t = GpmRequest
 
     def __init__(self, count: int = 1) -> None:
@@ -79,6 +82,8 @@ class FakeNvml:
         self.gpm_buffers: list[GpmSample] = []
         self.windows: list[float] = []
         self.pids = [41, 40, 40]
+        self.instances: dict[int, tuple[str, str, int]] = {}  # place on GPU 0 -> UUID, profile, GPU instance
+        self.sees_all = True
         self.utilization = 70
         self.millijoules = 5_000
         self.initialised = 0
@@ -117,11 +122,44 @@ class FakeNvml:
 
     def nvmlDeviceGetUUID(self, handle: int) -> bytes | str:
         self.called("nvmlDeviceGetUUID", handle)
-        return self.text(f"GPU-{handle}")
+        return self.text(self.instances[handle - 100][0] if handle >= 100 else f"GPU-{handle}")
 
     def nvmlDeviceGetName(self, handle: int) -> bytes | str:
         self.called("nvmlDeviceGetName", handle)
-        return self.text("NVIDIA H100 80GB HBM3")
+        profile = f" MIG {self.instances[handle - 100][1]}" if handle >= 100 else ""
+        return self.text(f"NVIDIA H100 80GB HBM3{profile}")
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: int) -> int:
+        self.called("nvmlDeviceGetMaxMigDeviceCount", handle)
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: int, index: int) -> int:
+        self.called("nvmlDeviceGetMigDeviceHandleByIndex", handle)
+        if index not in self.instances:
+            raise NvmlError(NOT_FOUND)
+        return 100 + index
+
+    def nvmlDeviceGetGpuInstanceId(self, handle: int) -> int:
+        self.called("nvmlDeviceGetGpuInstanceId", handle)
+        return self.instances[handle - 100][2]
+
+    def nvmlDeviceGetGpuInstanceProfileInfo(self, handle: int, profile: int) -> Any:
+        self.called("nvmlDeviceGetGpuInstanceProfileInfo", handle)
+        assert profile == self.NVML_GPU_INSTANCE_PROFILE_1_SLICE
+        return SimpleNamespace(id=19)
+
+    def nvmlDeviceGetGpuInstanceRemainingCapacity(self, handle: int, profile_id: int) -> int:
+        self.called("nvmlDeviceGetGpuInstanceRemainingCapacity", handle)
+        assert profile_id == 19
+        if not self.sees_all:
+            raise NvmlError(NO_PERMISSION)
+        return 7 - len(self.instances)
+
+    def nvmlGpmMigSampleGet(self, handle: int, gpu_instance: int, sample: GpmSample) -> GpmSample:
+        self.called("nvmlGpmMigSampleGet", handle)
+        self.calls[f"nvmlGpmMigSampleGet of {gpu_instance}"] += 1
+        sample.taken_at = self.now
+        return sample
 
     def nvmlDeviceGetMigMode(self, handle: int) -> list[int]:
         self.called("nvmlDeviceGetMigMode", handle)
@@ -134,7 +172,7 @@ class FakeNvml:
     def nvmlDeviceGetMemoryInfo(self, handle: int, version: int) -> Any:
         self.called("nvmlDeviceGetMemoryInfo", handle)
         assert version == self.nvmlMemory_v2
-        return SimpleNamespace(used=2**30)
+        return SimpleNamespace(used=2**28 if handle >= 100 else 2**30, total=80 * 2**30)
 
     def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
         self.called("nvmlDeviceGetPowerUsage", handle)
@@ -155,7 +193,7 @@ class FakeNvml:
 
     def nvmlDeviceGetComputeRunningProcesses_v3(self, handle: int) -> list[Any]:
         self.called("nvmlDeviceGetComputeRunningProcesses_v3", handle)
-        return [SimpleNamespace(pid=pid) for pid in self.pids]
+        return [SimpleNamespace(pid=pid + (handle if handle >= 100 else 0)) for pid in self.pids]
 
     def nvmlDeviceGetPcieThroughput(self, handle: int, counter: int) -> int:
         self.called("nvmlDeviceGetPcieThroughput", handle)
@@ -431,9 +469,109 @@ def test_with_mig_on_utilisation_and_gpm_are_unknown_and_the_rest_is_read() -> N
     assert value(reading, "memory_used_bytes") == 2**30
     assert collector.limits == {
         "GPU-0 utilization": "Not Supported",
-        "GPU-0 gpm": "MIG is on: GPM of its instances is not read",
+        "GPU-0 gpm": "MIG is on: its instances have their own",
     }
     assert nvml.calls["nvmlDeviceGetUtilizationRates"] == 1
+
+
+def cut_in_two() -> FakeNvml:
+    """GPU 0 with a seventh and a half in instances, and 5/14 in none."""
+    nvml = FakeNvml()
+    nvml.mig = [1, 1]
+    nvml.failures["nvmlDeviceGetUtilizationRates", 0] = NOT_SUPPORTED
+    nvml.instances = {0: ("MIG-one", "1g.10gb", 9), 3: ("MIG-two", "3g.40gb", 2)}
+    return nvml
+
+
+def test_mig_instances_are_read_each_with_its_share_of_the_gpu() -> None:
+    nvml = cut_in_two()
+    collector = collector_of(nvml, gpm=0)
+    collector.collect()
+    tick(nvml, 10)
+    whole, one, two = collector.collect()
+    assert [reading.name for reading in (whole, one, two)] == ["GPU-0", "MIG-one", "MIG-two"]
+    assert whole.attributes == {"index": "0", "sku": "NVIDIA H100 80GB HBM3", "mig": "1", "share": "5/14"}
+    assert one.attributes == {
+        "index": "0",
+        "sku": "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "mig": "1",
+        "parent": "GPU-0",
+        "share": "1/7",
+    }
+    assert two.attributes["share"] == "1/2"
+    assert [value(reading, "graphics_ns") for reading in (whole, one, two)] == [None, 5, 5]
+    assert [value(reading, "memory_used_bytes") for reading in (whole, one, two)] == [2**30, 2**28, 2**28]
+    assert [value(reading, "energy_mj") for reading in (whole, one, two)] == [5_000, None, None]
+    assert [value(reading, "observed_ns") for reading in (whole, one, two)] == [10, None, None]
+    assert (nvml.calls["nvmlGpmMigSampleGet of 9"], nvml.calls["nvmlGpmMigSampleGet of 2"]) == (2, 2)
+    assert collector.limits == {
+        "GPU-0 utilization": "Not Supported",
+        "GPU-0 gpm": "MIG is on: its instances have their own",
+    }
+
+
+def test_instances_that_nobody_may_count_leave_no_rest_to_pay_for() -> None:
+    nvml = cut_in_two()
+    nvml.sees_all = False
+    whole, *_ = (collector := collector_of(nvml)).collect()
+    assert whole.attributes["share"] == "0"
+    assert "out of sight" in collector.limits["GPU-0 mig room"]
+
+
+def test_instances_come_and_go_while_they_are_watched() -> None:
+    nvml = cut_in_two()
+    collector = collector_of(nvml, gpm=0)
+    collector.collect()
+    tick(nvml, 10)
+    collector.collect()
+    nvml.instances = {3: nvml.instances[3], 4: ("MIG-three", "4g.40gb", 1)}
+    tick(nvml, 10)
+    found = {reading.name: reading.attributes.get("share") for reading in collector.collect()}
+    # 1/2 and 4/7 come to 15/14 of the GPU; the one that went is still told of for the time that a gap may last
+    assert found == {"GPU-0": "0", "MIG-one": "1/7", "MIG-two": "7/15", "MIG-three": "8/15"}
+    assert sum(buffer.freed for buffer in nvml.gpm_buffers) == 2
+    nvml.mig = [0, 0]
+    del nvml.failures["nvmlDeviceGetUtilizationRates", 0]
+    for _ in range(4):
+        tick(nvml, 10)
+        readings = collector.collect()
+    assert [(reading.name, reading.attributes["mig"]) for reading in readings] == [("GPU-0", "0")]
+    assert "share" not in readings[0].attributes
+    assert value(readings[0], "graphics_ns") == 15
+    assert value(readings[0], "busy_ns") == pytest.approx(21)
+    assert all(buffer.freed for buffer in nvml.gpm_buffers[:-2])
+
+
+def test_compute_instances_of_one_gpu_instance_have_no_gpm_of_their_own() -> None:
+    nvml = cut_in_two()
+    nvml.instances = {0: ("MIG-one", "1c.3g.40gb", 2), 1: ("MIG-two", "2c.3g.40gb", 2)}
+    collector = collector_of(nvml, gpm=0)
+    whole, one, two = collector.collect()
+    # a third and two thirds of a half
+    assert [reading.attributes["share"] for reading in (whole, one, two)] == ["1/2", "1/6", "1/3"]
+    assert [value(reading, "gpm_ns") for reading in (one, two)] == [None, None]
+    assert collector.limits["MIG-one gpm"] == "several compute instances share its GPU instance"
+
+
+def test_an_instance_whose_name_tells_no_profile_has_no_product_and_so_no_price() -> None:
+    nvml = cut_in_two()
+    nvml.instances = {0: ("MIG-one", "half", 2)}
+    _, one = collector_of(nvml).collect()
+    assert "sku" not in one.attributes
+
+
+def test_an_instance_that_is_lost_leaves_its_gpu_and_the_others() -> None:
+    nvml = cut_in_two()
+    collector = collector_of(nvml, gpm=0)
+    collector.collect()
+    tick(nvml, 1)
+    nvml.failures["nvmlDeviceGetMemoryInfo", 100] = GPU_IS_LOST
+    assert [sample.uuid for sample in collector.sample()] == ["GPU-0", "MIG-two"]
+
+
+def test_processes_are_those_of_the_instances_and_not_of_the_gpu_that_is_cut() -> None:
+    nvml = cut_in_two()
+    assert collector_of(nvml).compute_pids() == {"MIG-one": [140, 141], "MIG-two": [143, 144]}
 
 
 def test_a_gpu_that_cannot_be_cut_is_not_cut() -> None:
@@ -466,7 +604,7 @@ def test_a_call_that_fails_once_costs_its_value_once(function: str, field: str) 
     (failed,) = collector.sample()
     missing = {name for name in failed.__struct_fields__ if getattr(failed, name) is None}
     assert field in missing
-    assert missing <= {field, "memory_utilization_percent", "gpm_seconds"}
+    assert missing <= {field, "memory_utilization_percent", "gpm_seconds", "parent", "share"}
     assert list(collector.limits.values()) == ["NVML Error with code 999"]
     nvml.failures.clear()
     tick(nvml, 1)
@@ -630,7 +768,7 @@ def test_the_real_pynvml_has_every_name_that_the_fake_has() -> None:
 
 def test_the_real_request_asks_for_the_six_metrics_by_their_real_ids() -> None:
     pynvml = importlib.import_module("pynvml")
-    request = _gpm_request(pynvml)
+    request = gpm_request(pynvml)
     assert (request.version, request.numMetrics) == (pynvml.NVML_GPM_METRICS_GET_VERSION, 6)
     assert {metric.metricId for metric in request.metrics[:6]} == {
         pynvml.NVML_GPM_METRIC_GRAPHICS_UTIL,

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from kvtally.collectors import quantities
 from kvtally.collectors.base import CollectError, NoData
 from kvtally.collectors.gpu import GpuIntegrator, format_line, parse_line
-from kvtally.collectors.nvml import _GPM_METRICS, NvmlCollector, _gpm_request
+from kvtally.collectors.nvml import NvmlCollector
+from kvtally.collectors.nvml_device import GPM_METRICS, gpm_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -283,10 +284,10 @@ class LongMean:
         nvml = self._nvml
         second = nvml.nvmlGpmSampleAlloc()
         nvml.nvmlGpmSampleGet(self._handle, second)
-        request = _gpm_request(nvml)
+        request = gpm_request(nvml)
         request.sample1, request.sample2 = self._first, second
         nvml.nvmlGpmMetricsGet(request)
-        means = {name: round(request.metrics[place].value, 3) for place, name in enumerate(_GPM_METRICS)}
+        means = {name: round(request.metrics[place].value, 3) for place, name in enumerate(GPM_METRICS)}
         return {"seconds": time.time() - self._began, **means}
 
 
