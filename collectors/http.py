@@ -11,24 +11,23 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally import __version__
+from kvtally.collectors.access import Access, Credentials
 from kvtally.collectors.base import CollectError
 from kvtally.collectors.http_answer import Head, Stream, read_body, read_head
 from kvtally.collectors.http_connection import Connector, Place, take_apart, without_query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from typing import Any
 
 _TARGET = re.compile(r"/[!-\"$-~]*")
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[\t -~]*")
-_OWN_HEADERS = frozenset({"host", "connection", "accept-encoding", "content-length", "transfer-encoding"})
 _MAX_REDIRECTS = 3
 _OK = 200
 _MOVED = frozenset({301, 302, 303, 307, 308})
+_REFUSALS = frozenset({401, 403})
 _HINTS = {
-    401: "the endpoint wants credentials: give them as a header in the configuration",
-    403: "the endpoint refuses this client: check its access rules",
+    400: "a server that speaks TLS may answer so to plain http: try https in the URL; IBM's Storage Scale bridge "
+    "serves /metrics_gpfs_filesystem and no /metrics",
     404: "check the path of the URL: vLLM and LMCache serve their metrics at /metrics",
     503: "the server may still be starting",
 }
@@ -46,17 +45,19 @@ class _Unanswered(Exception):  # noqa: N818  # not yet an error: a kept connecti
     """The connection ended before a byte of the answer came."""
 
 
+class _Refused(CollectError):  # noqa: N818  # not yet an error: a newer secret may be accepted
+    """The server does not accept our credentials; those on disk may be newer."""
+
+
 class Endpoint:
     """One server and one kept connection to it; not for two threads at once.
 
     timeout_seconds  bounds a whole `get`: look-up, connection, redirects, headers and body
     max_bytes        bounds a body, as it is sent and inflated
-    headers          are sent to this host and port only, and stand in no message
-    ca_file          certificate authorities to trust for https, instead of the system's
+    access           credentials, sent to this host and port only and standing in no message, and settings of TLS
     resolve          is called as socket.getaddrinfo is
 
-    Proxy settings of the environment are ignored. ValueError for a URL or header that cannot be sent as it is,
-    and for a URL that holds credentials.
+    Proxy settings of the environment are ignored. ValueError for what is no URL, and for one that holds credentials.
     """
 
     def __init__(
@@ -65,16 +66,17 @@ class Endpoint:
         *,
         timeout_seconds: float = 2.0,
         max_bytes: int = 16 * 2**20,
-        headers: Mapping[str, str] | None = None,
-        ca_file: str | None = None,
+        access: Access | None = None,
         resolve: Callable[..., list[Any]] = socket.getaddrinfo,
     ) -> None:
         self.url = url
         self._place = take_apart(url)
         self._timeout_seconds = timeout_seconds
         self._max_bytes = max_bytes
-        self._request_headers = _request_headers(self._place, headers or {})
-        self._connector = Connector(self._place, ca_file, resolve)
+        self._headers = _headers(self._place)
+        self._access = access or Access()
+        self._credentials = Credentials(self._access)
+        self._connector = Connector(self._place, self._access, resolve)
         self._stream: Stream | None = None
         self._doing = ""
 
@@ -92,7 +94,7 @@ class Endpoint:
             raise ValueError("a target is a path of printable ASCII characters that begins with /")
         is_answered = False
         try:
-            response = self._follow(target, time.monotonic() + self._timeout_seconds)
+            response = self._admitted(target, time.monotonic() + self._timeout_seconds)
             is_answered = True
         except TimeoutError:
             reason = f"timed out after {self._timeout_seconds:g} s while {self._doing} {self._place.origin}"
@@ -106,6 +108,16 @@ class Endpoint:
             if not is_answered:
                 self.close()
         return response
+
+    def _admitted(self, target: str, deadline: float) -> Response:
+        """Follow, and once more with the credentials that have come to lie on disk meanwhile."""
+        try:
+            return self._follow(target, deadline)
+        except _Refused:
+            self.close()  # the rest of its answer is unread
+            if not self._credentials.renew():
+                raise
+            return self._follow(target, deadline)
 
     def _follow(self, target: str, deadline: float) -> Response:
         visited = [target]
@@ -133,27 +145,32 @@ class Endpoint:
         try:
             return self._attempt(self._stream, target, deadline)
         except _Unanswered:
-            raise CollectError(f"{self._place.origin} closed the connection without an answer") from None
+            # a server of TLS 1.3 may hang up so on a client without a certificate
+            hint = "it may want access.cert_file and access.key_file" if self._place.scheme == "https" else ""
+            raise CollectError(f"{self._place.origin} closed the connection without an answer", hint) from None
 
     def _attempt(self, stream: Stream, target: str, deadline: float) -> tuple[Head, bytes]:
         """Return head and body of a 200 or of a redirect; CollectError for another status."""
         self._doing = "waiting for the answer of"
+        lines = (target.encode("ascii"), self._headers, self._credentials.line())
         try:
-            stream.send(b"GET %s HTTP/1.1\r\n%s" % (target.encode("ascii"), self._request_headers), deadline)
+            stream.send(b"GET %s HTTP/1.1\r\n%s%s\r\n" % lines, deadline)
             head = read_head(stream)
         except TimeoutError:
             raise
         except (OSError, EOFError) as error:
+            if isinstance(error, OSError) and (fault := self._connector.fault(error)):
+                raise fault from None
             if not stream.received:
                 raise _Unanswered from None
             if isinstance(error, OSError):
                 raise
             raise CollectError(f"the headers of {self._place.origin} end early") from None
         if head.status != _OK and not (head.status in _MOVED and "location" in head.headers):
-            raise CollectError(
-                f"HTTP {head.status} from {self._place.origin}{without_query(target)}",
-                _HINTS.get(head.status, "see the log of the server"),
-            )
+            reason = f"HTTP {head.status} from {self._place.origin}{without_query(target)}"
+            if head.status in _REFUSALS:
+                raise _Refused(reason, self._access.refusal_hint(head.status))
+            raise CollectError(reason, _HINTS.get(head.status, "see the log of the server"))
         self._doing = "reading the answer of"
         body, is_marked = read_body(stream, head.headers, self._max_bytes)
         if not (is_marked and head.keeps_alive and stream.is_drained):
@@ -161,21 +178,15 @@ class Endpoint:
         return head, body
 
 
-def _request_headers(place: Place, headers: Mapping[str, str]) -> bytes:
-    """All of a request but its first line; ValueError for a header that cannot be sent."""
+def _headers(place: Place) -> bytes:
+    """The headers of every request, credentials apart."""
     lines = {
         "Host": place.authority,
         "User-Agent": f"kvtally/{__version__}",
         "Accept": "text/plain;version=0.0.4",
         "Accept-Encoding": "identity",  # gzip costs the server more than it saves on a loopback
     }
-    for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-            raise ValueError(f"the header {name[:40]!a} cannot be sent: its name or value holds other characters")
-        if name.lower() in _OWN_HEADERS:
-            raise ValueError(f"the header {name} is kvtally's own")
-        lines[name.title()] = value
-    return "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode("ascii") + b"\r\n"
+    return "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode("ascii")
 
 
 def _redirected(place: Place, target: str, location: str) -> str:

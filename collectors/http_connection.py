@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvtally.collectors.base import CollectError
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable
     from threading import Thread
     from typing import Any
+
+    from kvtally.collectors.access import Access
+    from kvtally.collectors.tls import Tls
 
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?"
@@ -45,7 +47,10 @@ class Place(NamedTuple):
 def take_apart(url: str) -> Place:
     """Read a URL; ValueError if it is none, or if it holds credentials."""
     if "@" in re.split(r"[/?#]", url.partition("://")[2] or url)[0]:
-        raise ValueError("credentials in a URL are refused, since they end up in logs: give them as a header")
+        raise ValueError(
+            "credentials in a URL are refused, since they end up in logs: "
+            "give them as access.username and access.password_file"
+        )
     match = _URL.fullmatch(url)
     if match is None:
         raise ValueError(f"not a URL of the form http://host:port/path: {without_query(url)[:100]!a}")
@@ -73,12 +78,12 @@ def seconds_left(deadline: float) -> float:
 class Connector:
     """Opens connections to one place; `resolve` is called as socket.getaddrinfo is."""
 
-    def __init__(self, place: Place, ca_file: str | None, resolve: Callable[..., list[Any]]) -> None:
+    def __init__(self, place: Place, access: Access, resolve: Callable[..., list[Any]]) -> None:
         self._place = place
-        self._ca_file = ca_file
+        self._access = access
         self._resolve = resolve
         self._look_up: tuple[Thread, list[Any]] | None = None
-        self._context: ssl.SSLContext | None = None
+        self._tls: Tls | None = None
 
     def connect(self, deadline: float) -> socket.socket:
         """Connect before the deadline, or raise TimeoutError, another OSError, or CollectError with a hint."""
@@ -90,7 +95,10 @@ class Connector:
                 # An address that swallows packets must not use up the time of those behind it.
                 connection.settimeout(seconds_left(deadline) / (len(addresses) - index))
                 connection.connect(address)
-                return self._secured(connection, deadline) if self._place.scheme == "https" else connection
+                if self._place.scheme == "http":
+                    return connection
+                connection.settimeout(seconds_left(deadline))
+                return self._secure().secured(connection)
             except OSError as error:
                 connection.close()
                 failure = error
@@ -99,24 +107,16 @@ class Connector:
                 raise
         raise failure
 
-    def _secured(self, connection: socket.socket, deadline: float) -> socket.socket:
-        import ssl  # noqa: PLC0415  # 3 MB that only https needs
+    def fault(self, error: OSError) -> CollectError | None:
+        """What a failure of an open connection means, where it is a matter of TLS."""
+        return self._secure().fault(error) if self._place.scheme == "https" else None
 
-        if self._context is None:
-            try:
-                self._context = ssl.create_default_context(cafile=self._ca_file)
-            except OSError as error:
-                reason = f"the certificate file {self._ca_file} cannot be read: {error.strerror or error}"
-                raise CollectError(reason) from None
-        connection.settimeout(seconds_left(deadline))
-        try:
-            return self._context.wrap_socket(connection, server_hostname=self._place.host)
-        except ssl.SSLCertVerificationError as error:
-            self._context = None  # the file is read anew, it may have been renewed
-            raise CollectError(
-                f"the certificate of {self._place.origin} is not trusted: {error.verify_message}",
-                "name the file of its certificate authority in the configuration",
-            ) from None
+    def _secure(self) -> Tls:
+        if self._tls is None:
+            from kvtally.collectors.tls import Tls  # noqa: PLC0415  # only https needs it
+
+            self._tls = Tls(self._access, self._place.host, self._place.origin)
+        return self._tls
 
     def _addresses(self, deadline: float) -> list[Any]:
         """Resolve the host; in a thread if it is a name, since no look-up can be given a time-out."""

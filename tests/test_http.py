@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from kvtally import __version__
+from kvtally.collectors.access import Access
 from kvtally.collectors.base import CollectError
 from kvtally.collectors.exposition import PageReader
 from kvtally.collectors.http import Endpoint, Response
@@ -125,6 +126,17 @@ def failure(server: Server, path: str = "/metrics", **options: object) -> Collec
     return caught.value
 
 
+def bearer(folder: Path, token: str = "hunter2\n") -> Access:
+    path = folder / "token"
+    path.write_text(token)
+    return Access(bearer_token_file=str(path))
+
+
+def authorizations(server: Server) -> list[bytes]:
+    lines = (line for request in server.requests for line in request.split(b"\r\n"))
+    return [line for line in lines if line.lower().startswith(b"authorization")]
+
+
 def test_a_page_is_fetched_with_the_headers_of_a_scraper() -> None:
     with Server(answers(ok())) as server, endpoint(server, "/metrics/?name[]=a#x") as client:
         assert client.get() == Response(200, PAGE, "text/plain")
@@ -135,25 +147,6 @@ def test_a_page_is_fetched_with_the_headers_of_a_scraper() -> None:
             "Accept: text/plain;version=0.0.4\r\nAccept-Encoding: identity\r\n\r\n"
         ).encode()
     ]
-
-
-def test_headers_can_be_added_and_replaced() -> None:
-    with (
-        Server(answers(ok())) as server,
-        endpoint(server, headers={"authorization": "Bearer x", "ACCEPT": "*/*"}) as client,
-    ):
-        client.get()
-    lines = server.requests[0].decode().split("\r\n")
-    assert "Authorization: Bearer x" in lines
-    assert [line for line in lines if line.startswith("Accept:")] == ["Accept: */*"]
-
-
-@pytest.mark.parametrize(
-    "headers", [{"X": "a\r\nY: b"}, {"X: y": "z"}, {"X": "ö"}, {"Host": "h"}, {"accept-encoding": "gzip"}]
-)
-def test_a_header_that_cannot_be_sent_is_refused(headers: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match=r"^the header "):
-        Endpoint("http://h/", headers=headers)
 
 
 @pytest.mark.parametrize("target", ["", "metrics", "/a b", "/a\r\nX: y", "/ö", "http://h/"])
@@ -342,17 +335,19 @@ def test_an_answer_that_is_broken_says_how(text: bytes, reason: str) -> None:
     [
         (status(b"500 Internal Server Error"), 500, "see the log of the server"),
         (status(b"404 Not Found"), 404, "check the path"),
-        (status(b"401 Unauthorized"), 401, "credentials"),
+        (status(b"400 Bad Request"), 400, "try https"),
+        (status(b"400 Bad Request"), 400, "Storage Scale bridge serves /metrics_gpfs_filesystem"),
         (status(b"204 No Content"), 204, "see the log"),
         (status(b"304 Not Modified"), 304, "see the log"),
         (status(b"302 Found"), 302, "see the log"),
     ],
 )
-def test_another_status_than_200_is_an_error_with_a_hint(answer: bytes, code: int, hint: str) -> None:
+def test_another_status_than_200_is_an_error_with_a_hint(answer: bytes, code: int, hint: str, tmp_path: Path) -> None:
     server = Server(answers(answer))
-    error = failure(server, "/metrics?token=hunter2", headers={"Authorization": "Bearer hunter2"})
+    error = failure(server, "/metrics?token=hunter2", access=bearer(tmp_path))
     assert str(error) == f"HTTP {code} from {server.origin}/metrics"
     assert hint in error.hint
+    assert "hunter2" not in error.hint
 
 
 @pytest.mark.parametrize(
@@ -386,13 +381,13 @@ def test_a_redirect_to_the_same_server_is_followed_on_the_same_connection(locati
         ("//example.org/", "http://example.org:80/"),
     ],
 )
-def test_a_redirect_to_another_server_is_refused_and_named(location: str, shown: str) -> None:
+def test_a_redirect_to_another_server_is_refused_and_named(location: str, shown: str, tmp_path: Path) -> None:
     def moved(server: Server, connection: socket.socket) -> None:
         place = location.format(origin=server.origin).encode()
         answers(status(b"301 Moved Permanently", b"Location: " + place))(server, connection)
 
     server = Server(moved)
-    error = failure(server, headers={"Authorization": "Bearer hunter2"})
+    error = failure(server, access=bearer(tmp_path))
     place = shown.format(origin=server.origin)
     assert str(error) == f"{server.origin}/metrics redirects to {place}, which is not followed"
     assert "configure it as the URL" in error.hint
@@ -482,14 +477,19 @@ def tls(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
+def trusting(authority: trustme.CA, folder: Path) -> Access:
+    path = folder / "authority.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return Access(ca_file=str(path))
+
+
 def test_https_is_spoken_with_a_server_whose_certificate_is_trusted(
     authority: trustme.CA, tls: ssl.SSLContext, tmp_path: Path
 ) -> None:
     page = PAGE * 50_000
-    trusted = tmp_path / "authority.pem"
-    authority.cert_pem.write_to_path(str(trusted))
+    access = trusting(authority, tmp_path)
     with Server(answers(ok(page), ok(page), then_closes=True), answers(ok(b"2")), tls=tls) as server:
-        client = Endpoint(f"https://{server.origin}/metrics", timeout_seconds=5, ca_file=str(trusted))
+        client = Endpoint(f"https://{server.origin}/metrics", timeout_seconds=5, access=access)
         assert [client.get().body, client.get().body, client.get().body] == [page, page, b"2"]
         client.close()
     assert server.connections == 2
@@ -499,7 +499,13 @@ def test_a_certificate_that_is_not_trusted_is_refused_with_a_hint(tls: ssl.SSLCo
     with Server(answers(ok()), tls=tls) as server:
         with pytest.raises(CollectError, match=f"^the certificate of {server.origin} is not trusted: ") as caught:
             Endpoint(f"https://{server.origin}/metrics", timeout_seconds=5).get()
-        assert "certificate authority" in caught.value.hint
+        assert caught.value.hint == "set access.ca_file to the file of its certificate authority"
+    assert server.requests == []
+
+
+def test_credentials_are_not_sent_before_the_certificate_is_trusted(tls: ssl.SSLContext, tmp_path: Path) -> None:
+    with Server(answers(ok()), tls=tls) as server, pytest.raises(CollectError, match="is not trusted"):
+        Endpoint(f"https://{server.origin}/metrics", timeout_seconds=5, access=bearer(tmp_path)).get()
     assert server.requests == []
 
 
@@ -508,5 +514,118 @@ def test_https_to_a_plain_server_is_an_error() -> None:
         connection.recv(65536)
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-    with Server(plain) as server, pytest.raises(CollectError, match=f"while connecting to {server.origin}$"):
+    with Server(plain) as server, pytest.raises(CollectError, match=f"^{server.origin} does not speak TLS$") as caught:
         Endpoint(f"https://{server.origin}/metrics", timeout_seconds=5).get()
+    assert caught.value.hint == "if it is a plain server, write http in the URL"
+
+
+def test_a_server_that_wants_a_client_certificate_gets_it(
+    authority: trustme.CA, tls: ssl.SSLContext, tmp_path: Path
+) -> None:
+    tls.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(tls)
+    own = authority.issue_cert("kvtally.example")
+    own.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "own.pem"))
+    access = trusting(authority, tmp_path)._replace(cert_file=str(tmp_path / "own.pem"))
+    with Server(answers(ok()), tls=tls) as server:
+        client = Endpoint(f"https://{server.origin}/metrics", timeout_seconds=5, access=access)
+        assert client.get().body == PAGE
+        client.close()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_server_that_misses_a_client_certificate_leads_to_the_setting(
+    authority: trustme.CA, tls: ssl.SSLContext, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    tls.verify_mode = ssl.CERT_REQUIRED
+    tls.maximum_version = version
+    access = trusting(authority, tmp_path)
+    with Server(answers(ok()), tls=tls) as server, pytest.raises(CollectError) as caught:
+        Endpoint(f"https://{server.origin}/metrics", timeout_seconds=5, access=access).get()
+    assert "access.cert_file" in caught.value.hint
+    assert server.requests == []
+
+
+def test_a_bearer_token_is_sent_from_its_file(tmp_path: Path) -> None:
+    with Server(answers(ok(), ok())) as server, endpoint(server, access=bearer(tmp_path)) as client:
+        client.get()
+        client.get("/version")
+    assert authorizations(server) == [b"Authorization: Bearer hunter2"] * 2
+    assert server.connections == 1
+
+
+def test_a_user_name_and_a_password_are_sent_as_basic_auth(tmp_path: Path) -> None:
+    (tmp_path / "word").write_text("open sesame\n")
+    access = Access(username="Aladdin", password_file=str(tmp_path / "word"))
+    with Server(answers(ok())) as server, endpoint(server, access=access) as client:
+        client.get()
+    assert authorizations(server) == [b"Authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="]  # the example of RFC 7617
+
+
+def test_a_token_that_was_replaced_between_two_requests_is_read_anew(tmp_path: Path) -> None:
+    access = bearer(tmp_path, "first")
+    with Server(answers(ok(), ok(), ok())) as server, endpoint(server, access=access) as client:
+        client.get()
+        client.get()
+        (tmp_path / "next").write_text("other")
+        (tmp_path / "next").replace(tmp_path / "token")
+        client.get()
+    assert [line.split()[-1] for line in authorizations(server)] == [b"first", b"first", b"other"]
+
+
+def test_a_token_that_expires_is_replaced_by_the_one_that_has_come_to_lie_on_disk(tmp_path: Path) -> None:
+    """The file is replaced while the request is under way: the server refuses the old token, and takes the new one."""
+    access = bearer(tmp_path, "old")
+
+    def expires(server: Server, connection: socket.socket) -> None:
+        server.request(connection)
+        (tmp_path / "token").write_text("new")
+        connection.sendall(status(b"401 Unauthorized"))
+
+    with Server(expires, answers(ok())) as server, endpoint(server, access=access) as client:
+        assert client.get().body == PAGE
+    assert [line.split()[-1] for line in authorizations(server)] == [b"old", b"new"]
+
+
+@pytest.mark.parametrize(("line", "hint"), [(b"401 Unauthorized", "may have expired"), (b"403 Forbidden", "role")])
+def test_a_token_that_is_refused_is_sent_once_and_stands_nowhere(tmp_path: Path, line: bytes, hint: str) -> None:
+    server = Server(answers(status(line)))
+    error = failure(server, access=bearer(tmp_path))
+    assert str(error) == f"HTTP {line[:3].decode()} from {server.origin}/metrics"
+    assert "access.bearer_token_file" in error.hint
+    assert hint in error.hint
+    assert len(server.requests) == 1
+    assert "hunter2" not in f"{error!r} {error.hint} {error.__cause__} {error.__context__!r}"
+
+
+def test_a_token_that_is_refused_is_replaced_only_once(tmp_path: Path) -> None:
+    access = bearer(tmp_path, "0")
+
+    def refuses(server: Server, connection: socket.socket) -> None:
+        server.request(connection)
+        (tmp_path / "token").write_text(str(len(server.requests)))
+        connection.sendall(status(b"403 Forbidden"))
+
+    server = Server(refuses, refuses)
+    assert str(failure(server, access=access)) == f"HTTP 403 from {server.origin}/metrics"
+    assert [line.split()[-1] for line in authorizations(server)] == [b"0", b"1"]
+
+
+def test_where_nothing_is_configured_a_refusal_names_what_could_be() -> None:
+    error = failure(Server(answers(status(b"401 Unauthorized"))))
+    assert "set access.bearer_token_file, or access.username and access.password_file" in error.hint
+
+
+def test_a_token_file_that_is_missing_is_an_error_of_this_scrape_and_not_of_the_next(tmp_path: Path) -> None:
+    access = Access(bearer_token_file=str(tmp_path / "token"))
+    with Server(answers(), answers(ok())) as server, endpoint(server, access=access) as client:
+        with pytest.raises(CollectError, match=r"/token cannot be read: No such file or directory$"):
+            client.get()
+        bearer(tmp_path)
+        assert client.get().body == PAGE
+    assert authorizations(server) == [b"Authorization: Bearer hunter2"]
+
+
+def test_a_token_of_two_lines_smuggles_no_header(tmp_path: Path) -> None:
+    error = failure(Server(answers(ok())), access=bearer(tmp_path, "a\r\nX-Admin: hunter2"))
+    assert str(error) == f"{tmp_path}/token holds no token: one line without spaces, in ASCII"

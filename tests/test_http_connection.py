@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kvtally.collectors.access import Access
 from kvtally.collectors.base import CollectError
 from kvtally.collectors.http_connection import Connector, Place, seconds_left, take_apart, without_query
 
@@ -65,6 +66,7 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ValueError, match=r"^credentials in a URL are refused") as caught:
         take_apart(url)
     assert "hunter2" not in str(caught.value)
+    assert "access.password_file" in str(caught.value)
 
 
 def test_neither_query_nor_fragment_stands_in_a_message() -> None:
@@ -96,7 +98,7 @@ def free_address() -> tuple[Any, ...]:
 
 
 def connector(host: str, resolve: Any) -> Connector:
-    return Connector(Place("http", host, 8000, "/"), None, resolve)
+    return Connector(Place("http", host, 8000, "/"), Access(), resolve)
 
 
 def test_the_resolver_is_asked_for_host_and_port(listener: socket.socket) -> None:
@@ -172,6 +174,7 @@ def test_a_look_up_that_hangs_is_left_at_the_deadline_and_not_started_twice(list
 
 
 def test_a_certificate_file_that_is_missing_is_named(listener: socket.socket) -> None:
-    missing = Connector(Place("https", "h", 443, "/"), "/nowhere/ca.pem", lambda *_: [address_of(listener)])
+    access = Access(ca_file="/nowhere/ca.pem")
+    missing = Connector(Place("https", "h", 443, "/"), access, lambda *_: [address_of(listener)])
     with pytest.raises(CollectError, match=r"^the certificate file /nowhere/ca\.pem cannot be read: No such file"):
         missing.connect(time.monotonic() + 5)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from kvtally import __version__
+from kvtally.collectors.access import Access
 from kvtally.collectors.base import CollectError
 from kvtally.collectors.http_answer import Stream, read_head
 from kvtally.collectors.http_connection import Connector, take_apart
@@ -108,7 +109,7 @@ class Api:
         self._place = take_apart(f"{url}/v1")
         self._key = key
         self._answer_seconds = answer_seconds
-        self._connector = Connector(self._place, ca_file, resolve)
+        self._connector = Connector(self._place, Access(ca_file=ca_file or ""), resolve)
 
     def served(self, model: str | None = None) -> Served:
         """The model of this name; by default the first that is no adapter of another."""

@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvtally.agent.probe.api import ANSWER_SECONDS, Answer, Api, Served
+from kvtally.collectors.access import Access
 from kvtally.collectors.http import Endpoint
 from kvtally.collectors.http_connection import without_query
 from kvtally.collectors.page import PageMapper
@@ -65,7 +66,7 @@ class Engine:
             ca_file=ca_file,
             resolve=resolve,
         )
-        self._page = Endpoint(url, timeout_seconds=_PAGE_SECONDS, ca_file=ca_file, resolve=resolve)
+        self._page = Endpoint(url, timeout_seconds=_PAGE_SECONDS, access=Access(ca_file=ca_file or ""), resolve=resolve)
         self._mapper = PageMapper(self._api.url, (VllmMapping(),))
 
     @property
