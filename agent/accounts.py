@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from kvtally.agent.commitments import with_unused
 from kvtally.agent.costing import law_of, replica_facts
+from kvtally.agent.disaggregation import counted_work, grouped
 from kvtally.agent.facts import WORK, EngineRow, Evidence, Facts, Line
 from kvtally.agent.finding import Finding
 from kvtally.agent.ledger import settled
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.read import LedgerReader, Target, replica_of
 from kvtally.agent.price import DAY_NS
+from kvtally.agent.sharing import NOBODY, Sharing
 from kvtally.agent.split import Split
 from kvtally.agent.unheld import joined, unheld_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from kvtally.agent.facts import Replica
     from kvtally.agent.price import Term
     from kvtally.agent.rates import RateBook
 
@@ -66,6 +69,11 @@ class Part(NamedTuple):
 
     window: Window
     hours: dict[int, int]
+
+
+def replicas_of(targets: Mapping[int, Target]) -> dict[int, Replica]:
+    """Every replica of a ledger by the id of its target, with the group that it costs together with."""
+    return grouped({target.id: replica_of(target) for target in targets.values() if target.kind == "engine"})
 
 
 def facts_of(
@@ -151,18 +159,21 @@ def _raw_facts(
             rows.setdefault(row.target_id, []).append(row)
     # an interval's time by state does not depend on the window that asks for it
     first_ns = min([start_ns, *(row.start_ns for row in near)])
-    evidence = reader.evidence(first_ns, max([end_ns, *(row.end_ns for row in near)]), targets)
+    until_ns = max([end_ns, *(row.end_ns for row in near)])
+    evidence = reader.evidence(first_ns, until_ns, targets)
+    sharing = _sharing(reader, (first_ns, until_ns), targets)
     facts: list[Facts] = []
     host_gpus: dict[int, int | None] = {}
+    replicas = replicas_of(targets)
     for target_id, own in sorted(rows.items()):
-        replica = replica_of(targets[target_id])
-        law = law_of(replica, own, evidence)
+        replica = replicas[target_id]
+        law = law_of(replica, own, evidence, sharing)
         last_ns = end_ns if on_hour(end_ns) else own[-1].end_ns
         for hour in range(hour_of(max(own[0].start_ns, start_ns)), min(last_ns, own[-1].end_ns), HOUR_NS):
             period = (max(hour, start_ns), min(hour + HOUR_NS, last_ns))
             inside = _overlapping(own, *period)
             if hour not in host_gpus:
-                host_gpus[hour] = sum(bool(_overlapping(gpu.spans, *period)) for gpu in evidence.present) or None
+                host_gpus[hour] = _whole_gpus(evidence, period)
             if inside:
                 one = replica_facts(
                     replica,
@@ -173,10 +184,31 @@ def _raw_facts(
                     tokens_from_ns=start_ns,
                     split=law,
                     host_gpus=host_gpus[hour],
+                    sharing=sharing,
                 )
                 facts.append(one if any(row.start_ns >= period[0] for row in inside) else one._replace(work=_NO_WORK))
     facts += _unheld(reader, window, near, evidence, targets=targets, book=book, payment=payment)
     return with_unused(facts, book)
+
+
+def _whole_gpus(evidence: Evidence, period: tuple[int, int]) -> int | None:
+    """How many GPUs were seen; a MIG instance is a part of one of them."""
+    seen = (gpu.uuid for gpu in evidence.present if _overlapping(gpu.spans, *period))
+    return len({uuid for uuid in seen if not uuid.startswith("MIG-")}) or None
+
+
+def _sharing(reader: LedgerReader, span: tuple[int, int], targets: Mapping[int, Target]) -> Sharing:
+    """Who shares GPUs with whom in a span; without a further look at the ledger where no two engines name the same."""
+    holders: dict[str, set[str]] = {}
+    replicas = {target.id: replica_of(target) for target in targets.values() if target.kind == "engine"}
+    for replica in replicas.values():
+        for uuid in replica.gpus or ():
+            holders.setdefault(uuid, set()).add(replica.name)
+    common = {uuid for uuid, names in holders.items() if len(names) > 1}
+    if not common:
+        return NOBODY
+    own = {number: replica for number, replica in replicas.items() if not common.isdisjoint(replica.gpus or ())}
+    return Sharing((own[row.target_id], row) for row in reader.engine_rows(*span) if row.target_id in own)
 
 
 def _overlapping(spans: Sequence[_T], start_ns: int, end_ns: int) -> Sequence[_T]:
@@ -255,7 +287,7 @@ def _settled_facts(
 ) -> list[Facts]:
     lines = _settled_lines(reader, hours) if with_lines else {}
     work = settled.work(reader, hours)
-    replicas = {target.id: replica_of(target) for target in targets.values() if target.kind == "engine"}
+    replicas = replicas_of(targets)
     facts: list[Facts] = []
     for hour, entry in settled.entries(reader, hours):
         target_id = entry.target_id
@@ -263,7 +295,7 @@ def _settled_facts(
             Facts(
                 None if target_id is None else replicas[target_id],
                 hour,
-                {} if target_id is None else work.get((hour, target_id), _NO_WORK),
+                {} if target_id is None else counted_work(replicas[target_id], work.get((hour, target_id), _NO_WORK)),
                 entry.state_ns,
                 tuple(lines.get((hour, target_id, entry.sku), ())) if entry.priced else None,
                 None if entry.split is None else Split(*entry.split),

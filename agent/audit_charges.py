@@ -11,6 +11,7 @@ from kvtally.agent.ledger import audit_queries as ask
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.read import replica_of
 from kvtally.agent.rates import FOREVER_NS, UNITS, PriceGap, energy_cost_nano
+from kvtally.agent.sharing import GPU_SHARED
 from kvtally.agent.states import STATES
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from kvtally.agent.ledger.read import LedgerReader, Target
     from kvtally.agent.price import Rate
     from kvtally.agent.rates import RateBook
+
+
+_SHARED = ("gpu", "server")
 
 
 class Ledger(NamedTuple):
@@ -84,6 +88,9 @@ def settlements(about: Ledger) -> Iterator[Finding]:
 def _runs(about: Ledger, hour: SettledHour, entry: Mapping[str, Any]) -> int:
     """In how many stretches without a gap the entry's time lies, at most: each is rounded by itself."""
     target_id = entry["target_id"]
+    if _is_shared(entry):  # whoever comes or goes cuts the time of all
+        engines = sum(target.kind == "engine" for target in about.targets.values())
+        return sum(ask.begun(about.reader, "engine", hour.start_ns).values()) + engines
     if target_id is not None and sum(entry["state_ns"].values()) == entry["end_ns"] - entry["start_ns"]:
         return 1
     begun = ask.begun(about.reader, "engine" if target_id is not None else "gpu", hour.start_ns)
@@ -142,6 +149,10 @@ def charges_present(_: Ledger, one: Settled) -> Iterator[Finding]:
         pieces = one.runs * (2 * len({charge["rate_id"] for charge in own}) - 1) if own else 1
         charged = sum(charge["quantity"] for charge in own)
         lost = 0 if units.denominator == 1 else len(STATES) * pieces
+        if resource in _SHARED and _is_shared(one.entry):
+            if sum(charge["quantity"] for charge in own) > total_ns * units:
+                yield one.finding("charge_quantity_wrong", f"{resource}: more is charged than it holds")
+            continue
         if not total_ns * units - lost <= charged <= total_ns * units:
             message = f"{resource}: {charged} ns are charged, its time times what it holds is {float(total_ns * units)}"
             yield one.finding("charge_quantity_wrong", message)
@@ -152,12 +163,17 @@ def charges_present(_: Ledger, one: Settled) -> Iterator[Finding]:
                 yield one.finding("charge_quantity_wrong", message)
 
 
+def _is_shared(entry: Mapping[str, Any]) -> bool:
+    """Whether another engine held the same GPUs for a part of the hour: each is then charged a part of them."""
+    return any(kind == GPU_SHARED for kind, *_ in entry["findings"])
+
+
 def _held(replica: Replica | None) -> dict[str, Fraction]:
     """Resources whose units the replica's own row tells."""
     if replica is None:
         return {"gpu": Fraction(1)}
     held = {"dram": replica.dram_gib, "storage": replica.storage_tib}
-    held["gpu" if replica.gpu_count else "server"] = Fraction(replica.gpu_count or 1)
+    held["gpu" if replica.gpu_units else "server"] = replica.gpu_units or Fraction(1)
     return {resource: units for resource, units in held.items() if units}
 
 

@@ -6,9 +6,11 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvtally.agent.facts import WORK, EngineRow, Evidence, Facts, Line, Replica
+from kvtally.agent.disaggregation import counted_work
+from kvtally.agent.facts import WORK, EngineRow, Evidence, Facts, Line, Replica, product_of
 from kvtally.agent.finding import Finding
 from kvtally.agent.rates import PriceGap, RateBook, charge_nano
+from kvtally.agent.sharing import GPU_SHARED, NOBODY, REMEDY, Sharing, told
 from kvtally.agent.split import Slice, fit
 from kvtally.agent.states import STATES, EngineTime, engine_time
 
@@ -77,9 +79,10 @@ def working_ns(row: EngineRow, replica: Replica, evidence: Evidence) -> float | 
     return None
 
 
-def time_of(row: EngineRow, replica: Replica, evidence: Evidence) -> EngineTime:
-    """Time by state of one interval."""
-    worked = working_ns(row, replica, evidence) if replica.gpus else None
+def time_of(row: EngineRow, replica: Replica, evidence: Evidence, sharing: Sharing = NOBODY) -> EngineTime:
+    """Time by state of one interval; a GPU that another engine works on too tells nothing of this one."""
+    is_alone = not sharing.others(replica, row.start_ns, row.end_ns)
+    worked = working_ns(row, replica, evidence) if replica.gpus and is_alone else None
     prefill, decode = row.value("prefill_ns"), row.value("decode_ns")
     if worked is None and prefill is not None and decode is not None:
         worked = prefill + decode  # inference time of the requests that finished
@@ -103,6 +106,7 @@ def replica_facts(
     tokens_from_ns: int,
     split: Split | None = None,
     host_gpus: int | None = None,
+    sharing: Sharing = NOBODY,
 ) -> Facts:
     """What a replica did and cost in [period_ns).
 
@@ -110,7 +114,7 @@ def replica_facts(
     tokens belong to the period if their interval starts in it and not before `tokens_from_ns`.
     """
     start_ns, end_ns = period_ns
-    pieces = [_Piece(row, time_of(row, replica, evidence), start_ns, end_ns) for row in rows]
+    pieces = [_Piece(row, time_of(row, replica, evidence, sharing), start_ns, end_ns) for row in rows]
     work: dict[str, int | None] = dict.fromkeys(WORK)
     for row in rows:
         if max(start_ns, tokens_from_ns) <= row.start_ns < end_ns:
@@ -118,29 +122,31 @@ def replica_facts(
                 if value is not None:
                     work[name] = (work[name] or 0) + value
     state_ns: dict[str, int] = {state: sum(piece.state_ns[state] for piece in pieces) for state in STATES}
-    lines, findings = _lines(replica, pieces, evidence, book, host_gpus)
+    lines, findings = _lines(replica, pieces, evidence, book, host_gpus, sharing=sharing)
+    shared = _shared(replica, pieces, sharing)
     return Facts(
         replica,
         start_ns,
-        work,
+        counted_work(replica, work),
         state_ns,
         lines,
         split,
         pieces[0].start_ns if pieces else start_ns,
         pieces[-1].end_ns if pieces else start_ns,
         sum((piece.end_ns - piece.start_ns) / (1 + piece.row.missed) for piece in pieces),
-        any(piece.modelled for piece in pieces),
-        findings,
+        bool(shared) or any(piece.modelled for piece in pieces),
+        findings + shared,
     )
 
 
-def law_of(replica: Replica, rows: Sequence[EngineRow], evidence: Evidence) -> Split | None:
+def law_of(replica: Replica, rows: Sequence[EngineRow], evidence: Evidence, sharing: Sharing = NOBODY) -> Split | None:
     """The law that divides this replica's occupied time, from the rows given; None where they cannot carry one."""
-    return fit([_slice(row, replica, evidence) for row in rows])
+    return fit([_slice(row, replica, evidence, sharing) for row in rows])
 
 
-def _slice(row: EngineRow, replica: Replica, evidence: Evidence) -> Slice:
-    worked = working_ns(row, replica, evidence)
+def _slice(row: EngineRow, replica: Replica, evidence: Evidence, sharing: Sharing) -> Slice:
+    is_alone = not sharing.others(replica, row.start_ns, row.end_ns)
+    worked = working_ns(row, replica, evidence) if is_alone else None
     steps, computed = row.value("steps"), row.value("computed_tokens")
     if worked is None or steps is None or computed is None:
         return Slice(0, 0.0, 0, 0)
@@ -167,13 +173,19 @@ class _Holding(NamedTuple):
     span: tuple[int, int]
 
 
-def _holdings(replica: Replica, book: RateBook, span: tuple[int, int], host_gpus: int | None) -> list[_Holding]:
-    count = len(replica.gpus or ())
+def _holdings(
+    replica: Replica, book: RateBook, span: tuple[int, int], host_gpus: int | None, sharing: Sharing
+) -> list[_Holding]:
     held: list[_Holding] = []
-    if count:
-        held.append(_Holding("gpu", replica.sku or "", count, span))
-        share = Fraction(count, max(host_gpus or count, count))
-        held += [_Holding("server", GPU_HOST, share, part) for part in _host_priced(replica, book, span)]
+    if replica.gpus:
+        whole = replica.gpu_units or Fraction(0)
+        for start_ns, end_ns, units in sharing.parts(replica, *span):
+            if not units:
+                continue
+            own = (start_ns, end_ns)
+            held.append(_Holding("gpu", product_of(replica.sku or ""), units, own))
+            share = units / max(host_gpus or whole, whole)
+            held += [_Holding("server", GPU_HOST, share, part) for part in _host_priced(replica, book, own)]
     else:
         held.append(_Holding("server", CPU_HOST, 1, span))
     if replica.dram_gib:
@@ -196,24 +208,46 @@ def _host_priced(replica: Replica, book: RateBook, span: tuple[int, int]) -> lis
     ]
 
 
+def _shared(replica: Replica, pieces: Sequence[_Piece], sharing: Sharing) -> tuple[Finding, ...]:
+    """That other engines are on this one's GPUs, and what that does to its figures."""
+    if not (pieces and sharing and replica.gpus):
+        return ()
+    span = (pieces[0].start_ns, pieces[-1].end_ns)
+    others = sharing.others(replica, *span)
+    if not others and all(part.units == replica.gpu_units for part in sharing.parts(replica, *span)):
+        return ()
+    who = told(others) or "another engine held its GPUs between two of its own processes"
+    message = (
+        f"{who}: for that time each is charged an equal part of the price, and what their work is worth is not told "
+        f"apart; {REMEDY}"
+    )
+    return (Finding(GPU_SHARED, "warning", f"engine/{replica.name}", *span, message),)
+
+
 def _lines(
-    replica: Replica, pieces: Sequence[_Piece], evidence: Evidence, book: RateBook, host_gpus: int | None
+    replica: Replica,
+    pieces: Sequence[_Piece],
+    evidence: Evidence,
+    book: RateBook,
+    host_gpus: int | None,
+    *,
+    sharing: Sharing,
 ) -> tuple[tuple[Line, ...] | None, tuple[Finding, ...]]:
     if not pieces:
         return (), ()
     first, last = pieces[0].start_ns, pieces[-1].end_ns
     where = f"engine/{replica.name}"
-    if replica.gpus is None or (replica.gpus and replica.sku is None):
+    if replica.gpus is None or (replica.gpus and (replica.sku is None or replica.gpu_units is None)):
         return None, (Finding("replica_mapping_unknown", "warning", where, first, last, _unmapped(replica)),)
     lines: list[Line] = []
     unmetered: list[tuple[int, int]] = []
     try:
         for span in _spans(pieces):
             inside = [piece for piece in pieces if span[0] <= piece.start_ns < span[1]]
-            for held in _holdings(replica, book, span, host_gpus):
+            for held in _holdings(replica, book, span, host_gpus, sharing):
                 lines += _held_lines(held, replica, inside, book)
             if replica.term == "owned" and replica.gpus:
-                metered = _energy_lines(replica, inside, span, evidence, book)
+                metered = _energy_lines(replica, inside, span, evidence, book, sharing=sharing)
                 lines += metered
                 unmetered += [] if metered else [span]
     except PriceGap as gap:
@@ -221,10 +255,10 @@ def _lines(
     if not unmetered:
         return joined_lines(lines), ()
     seconds = sum(end - start for start, end in unmetered) / 1e9
-    message = (
-        f"nothing metered the energy of this engine's own GPUs for {seconds:.0f} s: it is not in the cost; "
-        "`kvtally doctor` says what NVML lacks"
-    )
+    why = "`kvtally doctor` says what NVML lacks"
+    if replica.slices is not None:
+        why = "NVML meters whole GPUs, and which of their MIG instances draws the power nothing tells"
+    message = f"nothing metered the energy of this engine's own GPUs for {seconds:.0f} s: it is not in the cost; {why}"
     found = Finding("energy_unknown", "warning", where, unmetered[0][0], unmetered[-1][1], message)
     return joined_lines(lines), (found,)
 
@@ -270,14 +304,23 @@ def _held_lines(held: _Holding, replica: Replica, pieces: Sequence[_Piece], book
 
 
 def _energy_lines(
-    replica: Replica, pieces: Sequence[_Piece], span: tuple[int, int], evidence: Evidence, book: RateBook
+    replica: Replica,
+    pieces: Sequence[_Piece],
+    span: tuple[int, int],
+    evidence: Evidence,
+    book: RateBook,
+    *,
+    sharing: Sharing,
 ) -> list[Line]:
-    """Metered energy of owned GPUs; rented ones have it in their price."""
+    """Metered energy of owned GPUs; rented ones have it in their price. Of a shared GPU's, an equal part."""
     known = [evidence.energy[uuid].over(*span) for uuid in replica.gpus or () if uuid in evidence.energy]
     used = [amount for amount in known if amount is not None]
     if not used or len(used) < len(replica.gpus or ()):
         return []
-    energy_mj = round(sum(used))
+    units = replica.gpu_units or Fraction(1)
+    parts = sharing.parts(replica, *span)
+    own = sum((end - start) * each for start, end, each in parts) / ((span[1] - span[0]) * units)
+    energy_mj = round(sum(used) * float(own))
     weights: dict[str, int] = {state: sum(piece.state_ns[state] for piece in pieces) for state in STATES}
     lines: list[Line] = []
     kwh = Fraction(energy_mj, 3_600_000_000)

@@ -22,16 +22,25 @@ WORK = (*TOKENS, *LOOKUPS, "steps")
 _WORK_AT = tuple(index("engine", name) for name in WORK)
 
 
+def product_of(sku: str) -> str:
+    """The product that is paid for: "NVIDIA H100 80GB HBM3" of its instance "NVIDIA H100 80GB HBM3 MIG 1g.10gb"."""
+    return sku.partition(" MIG ")[0]
+
+
 class Replica(NamedTuple):
     """One engine core and what it holds, as its target row says.
 
     gpus        UUIDs; () is an engine without a GPU, None where the mapping is unknown
     sku         the GPUs' product name; None where nothing tells
+    slices      parts of a GPU that its MIG instances are, together; None where it holds whole GPUs
     labels      cluster, namespace, tenant
     shape       of the model: a JSON table of its config's keys, which kvtally.agent.model_shape reads; "" for unknown
     token_budget  most tokens of a step; None where nobody told
     eager       steps with prefill run without compiled graphs
     connector   class of the KV connector; "" for none, or none that is known
+    role        "prefill" or "decode" where another engine does the other half of its requests; "both", or "" for the
+                same where nobody says
+    group       name of the replica group that it costs together with; "" for none
     """
 
     target_id: int
@@ -52,11 +61,17 @@ class Replica(NamedTuple):
     pipeline_parallel: int = 1
     eager: bool = False
     connector: str = ""
+    role: str = ""
+    group: str = ""
+    slices: Fraction | None = None
 
     @property
-    def gpu_count(self) -> int | None:
-        """How many GPUs it holds; None where unknown."""
-        return None if self.gpus is None else len(self.gpus)
+    def gpu_units(self) -> Fraction | None:
+        """How many GPUs it holds, a MIG instance by its share of one; None where unknown."""
+        if self.slices is not None:
+            return self.slices
+        is_cut = any(uuid.startswith("MIG-") for uuid in self.gpus or ())
+        return None if self.gpus is None or is_cut else Fraction(len(self.gpus))
 
 
 class EngineRow(NamedTuple):
@@ -80,11 +95,18 @@ class EngineRow(NamedTuple):
 
 
 class GpuPresence(NamedTuple):
-    """A GPU that was seen, and when."""
+    """A GPU or a MIG instance that was seen, and when.
+
+    sku         the whole GPU's product
+    share       of a MIG instance: its part of the GPU; of a GPU that is cut: what is in no instance
+    is_paid     it is paid for here if no replica holds it: a page of GPUs may show those of others
+    """
 
     uuid: str
     sku: str
     spans: tuple[tuple[int, int], ...]
+    share: Fraction = Fraction(1)
+    is_paid: bool = True
 
 
 class Evidence(NamedTuple):

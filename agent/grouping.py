@@ -65,7 +65,7 @@ def key_of(facts: Facts, by: Sequence[str]) -> Key:
         elif name == "model":
             values.append((name, replica.model))
         elif name == "replica":
-            values.append((name, replica.name))
+            values.append((name, replica.group or replica.name))
         else:
             values.append((name, replica.labels.get(name)))
     return tuple(values)

@@ -47,8 +47,12 @@ _RULES = {
     kind: tuple((q.type != "gauge", q.type == "integral", q.scale) for q in quantities)
     for kind, quantities in QUANTITIES.items()
 }
+# LMCache by POST /metrics/reset, Storage Scale by `mmpmon reset`, Lustre by `lctl set_param … clear`
+_TOLD_TO_RESET = frozenset({"cache", "filesystem", "gateway"})
 _ENGINE = {quantity.name: position for position, quantity in enumerate(QUANTITIES["engine"])}
 _RUNNING, _WAITING, _AWAKE = (_ENGINE[name] for name in ("running_requests", "waiting_requests", "awake"))
+DROPPED = "event_bus_dropped_events"  # a detail of LMCache's server: what it lost before it was counted
+_HOUR_NS = 3_600_000_000_000
 _WORK = tuple(_ENGINE[name] for name in ("steps", "generated_tokens", "prompt_tokens"))
 
 
@@ -174,6 +178,8 @@ def close(
                 findings.append(
                     Finding("identity_broken", "error", target, previous.taken_at_ns, taken_at_ns, identity.message)
                 )
+    elif kind == "cache" and _has_dropped(previous, reading, reset=reset):
+        findings.append(_lower_bound(target, previous.taken_at_ns))
     interval = Interval(previous.taken_at_ns, taken_at_ns, tuple(differences), details, flags, missed, began_ns)
     # a page that does not tell its start once does not end the epoch
     epoch = previous.epoch if reading.epoch is None and not reset else reading.epoch
@@ -187,19 +193,33 @@ def _began_anew(previous: State, reading: Reading) -> bool:
     A start marker decides where there is one. Without one (multiprocess mode), two counters that fall together are
     a restart; one alone is a counter that lies, unless its collector began anew as well (a GPU's energy counts from
     the loading of the driver, which no open handle survives).
+
+    Some sources can be told to begin anew while they run: there the marker says nothing, and one counter that falls
+    while none rises is enough.
     """
-    if reading.epoch is not None and previous.epoch is not None:
+    is_told = reading.kind in _TOLD_TO_RESET
+    if reading.epoch is not None and previous.epoch is not None and (reading.epoch != previous.epoch or not is_told):
         return reading.epoch != previous.epoch
-    fallen = _fallen(reading.kind, reading.values, previous.values)
-    return fallen > 1 or (fallen == 1 and reading.session != previous.session)
+    fallen, risen = _moved(reading.kind, reading.values, previous.values, previous.behind if is_told else {})
+    return fallen > 1 or (fallen == 1 and (reading.session != previous.session or (is_told and not risen)))
 
 
 def _fallen(kind: Kind, values: Values, before: Values) -> int:
     """How many of a source's own counters are lower than before."""
-    return sum(
-        own and current is not None and was is not None and current < was * NOISE
-        for own, current, was in zip(_OWN[kind], values, before, strict=True)
-    )
+    return _moved(kind, values, before)[0]
+
+
+def _moved(kind: Kind, values: Values, before: Values, behind: Mapping[str, str] = {}) -> tuple[int, int]:
+    """How many of a source's own counters are lower than before, and how many are higher.
+
+    Of one that is known to have gone backwards, what is kept is its highest value, and tells nothing here.
+    """
+    fallen = risen = 0
+    for quantity, own, current, was in zip(QUANTITIES[kind], _OWN[kind], values, before, strict=True):
+        if own and current is not None and was is not None and behind.get(quantity.name) != BACKWARDS:
+            fallen += current < was * NOISE
+            risen += current > was
+    return fallen, risen
 
 
 def _differences(
@@ -339,6 +359,27 @@ def _unusable(target: str, name: str, why: str, previous: State, taken_at_ns: in
         previous.taken_at_ns,
         taken_at_ns,
         f"{name} {_FAULTS[why]}",
+    )
+
+
+def _has_dropped(previous: State, reading: Reading, *, reset: bool) -> bool:
+    """Whether a cache has lost events since the previous scrape; the family is shown once it has."""
+    now = dict(zip(reading.detail_names, reading.details, strict=False)).get(DROPPED, 0.0)
+    before = 0.0 if reset else dict(zip(previous.detail_names, previous.details, strict=False)).get(DROPPED, 0.0)
+    return now > before
+
+
+def _lower_bound(target: str, at_ns: int) -> Finding:
+    """Of the whole hour, so that an hour in which a cache loses events all the time has one finding."""
+    hour_ns = at_ns - at_ns % _HOUR_NS
+    return Finding(
+        "cache_events_dropped",
+        "warning",
+        target,
+        hour_ns,
+        hour_ns + _HOUR_NS,
+        "LMCache has dropped events before it counted them: its tokens of this hour are a lower bound; it is short of "
+        "CPU, give it more",
     )
 
 

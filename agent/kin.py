@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvtally.agent.disaggregation import DECODE
+from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.observed import observed, replica_names
 from kvtally.agent.observed import fingerprint_of
 from kvtally.agent.savings import Reason
+from kvtally.agent.sharing import REMEDY, Sharing, told
 from kvtally.agent.steplaw.machine import CannotCalibrate, Machine, machine_of
 from kvtally.agent.steplaw.series import series_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from kvtally.agent.calibration import Fingerprint
     from kvtally.agent.facts import Replica
     from kvtally.agent.ledger.read import LedgerReader, Target
     from kvtally.agent.observed import CacheSpan, Observed
     from kvtally.agent.steplaw.series import Series
+
+    # external and computed tokens by hour (unix nanoseconds), None for all of them
+    Moved = Mapping[int | None, tuple[int, int]]
 
 _NO_SECONDS = Reason(
     "nothing tells how long the engine worked: neither GPM nor utilization.gpu of its GPUs, nor CPU seconds of its "
@@ -54,11 +60,11 @@ def kin_of(reader: LedgerReader, span_ns: tuple[int, int], targets: Mapping[int,
     for name in replica_names(reader, start_ns, end_ns, targets):
         seen += [(name, *part) for part in _by_target(observed(reader, start_ns, end_ns, targets, name))]
     seen = _with_own_share(seen)
-    crowded = _sharing(seen)
+    sharing = Sharing((replica, one.row) for _, replica, part in seen for one in part.rows)
     for name, replica, part in seen:
         fingerprint = fingerprint_of(replica)
         subject = Subject(name, replica, part, series_of(part))
-        problem = _unusable(subject, fingerprint, crowded)
+        problem = _unusable(subject, fingerprint, sharing)
         if fingerprint is None or problem is not None:
             found.append(Kin(fingerprint, None, (subject,), () if problem is None else (problem,)))
         else:
@@ -84,31 +90,61 @@ def _by_target(whole: Observed) -> list[tuple[Replica, Observed]]:
 
 
 def _with_own_share(seen: Sequence[tuple[str, Replica, Observed]]) -> list[tuple[str, Replica, Observed]]:
-    """Ranks of one server see the same cache: each is charged the loads of its own tokens, and the stores likewise."""
-    totals: dict[str, list[int]] = {}
-    for _, _, part in seen:
+    """Engines that share a cache are each charged the loads of their own tokens, and the stores likewise.
+
+    Ranks of one server see the same cache, and one LMCache server serves several engines. Hour by hour: one engine may
+    have worked when the other did not.
+    """
+    moved = [_moved(replica, part) for _, replica, part in seen]
+    sums: dict[str, dict[int | None, tuple[int, int]]] = {}
+    sharers: dict[str, int] = {}
+    for (_, _, part), own in zip(seen, moved, strict=True):
         for cache in part.caches:
-            sums = totals.setdefault(cache, [0, 0, 0])
-            for place, count in enumerate((1, *_moved(part))):
-                sums[place] += count
+            sharers[cache] = sharers.get(cache, 0) + 1
+            total = sums.setdefault(cache, {})
+            for hour_ns, counts in own.items():
+                before = total.get(hour_ns, (0, 0))
+                total[hour_ns] = (before[0] + counts[0], before[1] + counts[1])
     shared: list[tuple[str, Replica, Observed]] = []
-    for name, replica, part in seen:
+    for (name, replica, part), own in zip(seen, moved, strict=True):
         caches = dict(part.caches)
-        for cache, (sharers, *whole) in totals.items():
-            if cache in caches and sharers > 1:
-                pairs = zip(_moved(part), whole, strict=True)
-                shares = [mine / total if total else 1 / sharers for mine, total in pairs]
-                caches[cache] = tuple(_shared(span, *shares) for span in caches[cache])
+        for cache, spans in part.caches.items():
+            if sharers[cache] > 1:
+                shares = {hour_ns: _shares(own, sums[cache], hour_ns, sharers[cache]) for hour_ns in sums[cache]}
+                caches[cache] = tuple(_shared(one, *shares.get(_hour(one.start_ns), shares[None])) for one in spans)
         shared.append((name, replica, part._replace(caches=caches)))
     return shared
 
 
-def _moved(part: Observed) -> tuple[int, int]:
-    """External and computed tokens of a replica: what it loaded, and what it had to store."""
-    loaded, computed = (
-        sum(one.row.value(name) or 0 for one in part.rows) for name in ("external_tokens", "computed_tokens")
-    )
-    return loaded, computed
+def _moved(replica: Replica, part: Observed) -> Moved:
+    """External and computed tokens of a replica, what it loaded and what it had to store: by hour, None for all.
+
+    What a decode engine has from outside was handed to it, by no cache.
+    """
+    found: dict[int | None, tuple[int, int]] = {None: (0, 0)}
+    for one in part.rows:
+        loaded, computed = (one.row.value(name) or 0 for name in ("external_tokens", "computed_tokens"))
+        loaded = 0 if replica.role == DECODE else loaded
+        for hour_ns in (None, _hour(one.row.start_ns)):
+            before = found.get(hour_ns, (0, 0))
+            found[hour_ns] = (before[0] + loaded, before[1] + computed)
+    return found
+
+
+def _shares(own: Moved, sums: Moved, hour_ns: int | None, sharers: int) -> tuple[float, float]:
+    """What part of a cache's loads and stores in an hour are a replica's."""
+
+    def share(place: int) -> float:
+        for when in (hour_ns, None):  # a cache may tell late of what it did in the hour before
+            if total := sums.get(when, (0, 0))[place]:
+                return own.get(when, (0, 0))[place] / total
+        return 1 / sharers
+
+    return share(0), share(1)
+
+
+def _hour(at_ns: int) -> int:
+    return at_ns - at_ns % HOUR_NS
 
 
 def _shared(span: CacheSpan, loads: float, stores: float) -> CacheSpan:
@@ -124,36 +160,21 @@ def _shared(span: CacheSpan, loads: float, stores: float) -> CacheSpan:
         stored_tokens=part(span.stored_tokens, stores),
         load_bytes=part(span.load_bytes, loads),
         store_bytes=part(span.store_bytes, stores),
+        dram_hit_tokens=part(span.dram_hit_tokens, loads),
+        disk_hit_tokens=part(span.disk_hit_tokens, loads),
     )
 
 
-def _sharing(seen: Iterable[tuple[str, Replica, Observed]]) -> frozenset[str]:
-    """Names of engines that hold a GPU while another one does; one that comes when the other is gone does not."""
-    holders: dict[str, list[tuple[int, int, str]]] = {}
-    for name, replica, part in seen:
-        for uuid in replica.gpus or ():
-            holders.setdefault(uuid, []).append((part.rows[0].row.start_ns, part.rows[-1].row.end_ns, name))
-    sharing: set[str] = set()
-    for spans in holders.values():
-        for start_ns, end_ns, name in spans:
-            if any(other != name and start < end_ns and start_ns < end for start, end, other in spans):
-                sharing.add(name)
-    return frozenset(sharing)
-
-
-def _unusable(subject: Subject, fingerprint: Fingerprint | None, crowded: frozenset[str]) -> Reason | None:
+def _unusable(subject: Subject, fingerprint: Fingerprint | None, sharing: Sharing) -> Reason | None:
     replica, part = subject.replica, subject.observed
     if replica.gpus is None:
         why = replica.mapping or "nothing says which GPUs this engine holds"
         url = f"http://{replica.name.partition('/')[0]}/metrics"
         hint = f'write in kvtally.toml: engine = [{{ url = "{url}", gpus = ["GPU-…"] }}]'
         return Reason(f"replica mapping unknown ({why})", hint, refuses=True)
-    if replica.name in crowded:
-        return Reason(
-            "two engines share a GPU: its seconds cannot be told apart",
-            "give each engine GPUs of its own",
-            refuses=True,
-        )
+    others = sharing.others(replica, part.rows[0].row.start_ns, part.rows[-1].row.end_ns)
+    if others:
+        return Reason(f"{told(others)}: the seconds of these engines cannot be told apart", REMEDY, refuses=True)
     if not part.source or part.worked is None:
         return _NO_SECONDS
     if replica.gpus and not replica.sku:

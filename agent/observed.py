@@ -28,7 +28,10 @@ class ObservedRow(NamedTuple):
 
 
 class CacheSpan(NamedTuple):
-    """What an outer cache tier did in [start_ns, end_ns): nanoseconds and tokens; None where it does not tell."""
+    """What an outer cache tier did in [start_ns, end_ns): nanoseconds and tokens; None where it does not tell.
+
+    dram_hit_tokens, disk_hit_tokens    found by lookups from token 0 on: what HBM holds too is among them
+    """
 
     start_ns: int
     end_ns: int
@@ -38,6 +41,8 @@ class CacheSpan(NamedTuple):
     stored_tokens: int | None
     load_bytes: int | None
     store_bytes: int | None
+    dram_hit_tokens: int | None = None
+    disk_hit_tokens: int | None = None
 
 
 class Observed(NamedTuple):

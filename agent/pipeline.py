@@ -182,7 +182,14 @@ class Pipeline:
         """Close the time in which a cache moved nothing, up to the last scrape that says so."""
         scrapes, until_ns = self._still[key]
         missed = self._missed_since(key, previous, until_ns, scrapes) if self._interval_ns else 0
-        same = reading._replace(values=previous.values, detail_names=previous.detail_names, details=previous.details)
+        # all of it as it was: a server that began anew since then has another epoch, and would count its old sums again
+        same = reading._replace(
+            values=previous.values,
+            epoch=previous.epoch,
+            session=previous.session,
+            detail_names=previous.detail_names,
+            details=previous.details,
+        )
         return Closed(same, *close(previous, same, until_ns, missed))
 
     def _failed(self, scrape: Scrape) -> None:

@@ -10,12 +10,18 @@ if TYPE_CHECKING:
     from kvtally.collectors.base import Reading
 
 
+# what SGLang's page calls an engine -> what it does of a request; "unified" does both, as one without such a label
+_ROLES = {"prefill": "prefill", "decode": "decode"}
+
+
 class About(NamedTuple):
     """What is known of an engine from outside its page.
 
     gpus           UUIDs of all its ranks; () without a GPU, None where the mapping is unknown
     per_replica    GPUs of one rank (TP x PP); None: all of them
     facts          attributes that tell the model and how it is run (kvtally.agent.engine_process)
+    role           what it does of a request: "prefill", "decode" or "both"; "" for what its facts say, or its page
+    group          name of the replica group that it costs together with
     """
 
     gpus: tuple[str, ...] | None = None
@@ -28,6 +34,8 @@ class About(NamedTuple):
     dram_gib: str = ""
     storage_tib: str = ""
     facts: Mapping[str, str] = {}
+    role: str = ""
+    group: str = ""
 
 
 class Describer:
@@ -38,6 +46,8 @@ class Describer:
         self._engines = dict(engines)
         self._default = default
         self._skus: dict[str, str] = {}
+        self._slices: dict[str, str] = {}  # MIG instance -> its share of a GPU
+        self._cut: set[str] = set()  # GPUs that are cut into MIG instances
         self._made: dict[str, tuple[Mapping[str, str], int, dict[str, str]]] = {}
 
     def learn(self, engines: Mapping[str, About]) -> None:
@@ -61,9 +71,13 @@ class Describer:
         return described
 
     def _learn_sku(self, reading: Reading) -> None:
-        sku = reading.attributes.get("sku", "")
-        if self._skus.get(reading.name) != sku:
-            self._skus[reading.name] = sku
+        about, name = reading.attributes, reading.name
+        sku, is_instance = about.get("sku", ""), "parent" in about
+        share, is_cut = about.get("share", "") if is_instance else "", about.get("mig") == "1" and not is_instance
+        if (self._skus.get(name), self._slices.get(name, ""), name in self._cut) != (sku, share, is_cut):
+            self._skus[name] = sku
+            self._slices[name] = share
+            (self._cut.add if is_cut else self._cut.discard)(name)
             self._made.clear()
 
     def _attributes(self, reading: Reading, ranks: int) -> Mapping[str, str]:
@@ -72,18 +86,34 @@ class Describer:
         if made is None or made[0] is not reading.attributes or made[1] != ranks:
             about = self._engines.get(_target(reading), self._default)
             rank = reading.name.partition("/")[2]
-            made = (reading.attributes, ranks, {**reading.attributes, **self._added(about, rank, ranks)})
+            told = reading.attributes
+            made = (told, ranks, {**told, **self._added(about, rank, ranks, told.get("engine_type", ""))})
             self._made[reading.name] = made
         return made[2]
 
-    def _added(self, about: About, rank: str, ranks: int) -> dict[str, str]:
+    def _added(self, about: About, rank: str, ranks: int, engine_type: str) -> dict[str, str]:
         gpus, mapping = _share(about, rank, ranks)
+        cut = next((uuid for uuid in gpus or () if uuid in self._cut), "")
+        if cut:
+            gpus, mapping = None, f"{cut} is cut into MIG instances: name the one that it holds, MIG-…"
         found = {**about.facts, "term": about.term, "site": about.site, **about.labels}
         found |= {"dram_gib": about.dram_gib, "storage_tib": about.storage_tib, "mapping": mapping}
+        role = about.role or about.facts.get("role", "") or _ROLES.get(engine_type, "")
+        found |= {"role": role, "group": about.group}
         if gpus is not None:
             found["gpus"] = ",".join(gpus)
             found["sku"] = about.sku or next((sku for uuid in gpus if (sku := self._skus.get(uuid))), "")
+            found["slices"] = _sum([self._slices.get(uuid, "") for uuid in gpus])
         return {key: value for key, value in found.items() if value or key == "gpus"}
+
+
+def _sum(shares: Sequence[str]) -> str:
+    """Shares of MIG instances added up; "" where one of them is unknown, as that of a whole GPU is."""
+    if not shares or not all(shares):
+        return ""
+    from fractions import Fraction  # noqa: PLC0415  # only where a GPU is cut
+
+    return str(sum(map(Fraction, shares)))
 
 
 def _target(reading: Reading) -> str:

@@ -45,7 +45,10 @@ _ASYNCHRONOUS = (
     "P2pNcclConnector",
     "MooncakeConnector",
     "MooncakeStoreConnector",
+    "MoRIIOConnector",
 )
+# caches, by the ends of their names, that serve such connectors alone
+_NEVER_STOPPING = ("/kv_offload", "/lmcache_mp")
 
 
 class Estimate(NamedTuple):
@@ -114,10 +117,12 @@ class Seconds(NamedTuple):
 
 
 def loading_of(connector: str, caches: Sequence[str] = ()) -> Loading:
-    """Whether a connector's loads stop the engine; vLLM's own offloading never does."""
+    """Whether a connector's loads stop the engine; vLLM's own offloading and LMCache's own server never do."""
     if connector in _SYNCHRONOUS:
         return "synchronous"
-    if connector in _ASYNCHRONOUS or (not connector and caches and all(one.endswith("/kv_offload") for one in caches)):
+    if connector in _ASYNCHRONOUS or (
+        not connector and caches and all(one.endswith(_NEVER_STOPPING) for one in caches)
+    ):
         return "asynchronous"
     return "unknown"
 

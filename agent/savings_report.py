@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvtally.agent.accounts import Payment, Window, facts_of, settled_hours_of, widened
+from kvtally.agent.disaggregation import DECODE
 from kvtally.agent.finding import Finding, utc_text
 from kvtally.agent.grouping import default_window, finding_json, in_order, key_of, union, unique, window_json
 from kvtally.agent.ledger.columns import HOUR_NS
@@ -20,7 +21,7 @@ from kvtally.agent.savings_money import (
     rate_of,
     weight_of,
 )
-from kvtally.agent.valuing import Laws, Valued, values_of
+from kvtally.agent.valuing import TRANSFERRED, Laws, Valued, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 VERSION = "1"
 # of the reused tokens: what may lie in hours without a figure before the group has none
 UNKNOWN_SHARE = 0.05
+A_TOKEN = 0.5  # what is less of one is rounding
 # worst first: of several calibrations the report names the one with the least behind it
 RUNGS = ("M0", "M1", "M2", "M3", "M4", "M5")
 
@@ -122,11 +124,13 @@ def savings_report(
     return SavingsReport(real, sum(b - a for a, b in spans), book.currency, done, tuple(unique(found)))
 
 
-def _group(by: dict[str, str | None], facts: list[Facts], worths: dict[tuple[int, int], Valued]) -> Group:
+def _group(by: dict[str, str | None], members: list[Facts], worths: dict[tuple[int, int], Valued]) -> Group:
+    facts = [one for one in members if one.replica is None or one.replica.role != DECODE]
     pairs = [(one, worths.get(_place(one))) for one in facts]
     values = tuple(value for _, value in pairs if value is not None)
     known = [value for value in values if value.worth is not None and value.calibration is not None]
     reasons = [*_told_once(value.reasons for value in values), *_lacking(pairs)]
+    reasons += [TRANSFERRED] if len(facts) < len(members) else []
     occupied = sum(one.state_ns.get("occupied", 0) for one in facts) / 1e9
     broken = any(value.is_broken for value in values)
     if broken:
@@ -235,6 +239,7 @@ def group_json(group: Group) -> dict[str, Any]:
         "calibrations": sorted({_number(value.calibration) for value in group.values if value.calibration is not None}),
         "basis": {
             "tokens": "MEASURED",
+            "tiers": _tiers_basis(group),
             "engine_seconds": None if shown is None else "MODELLED",
             "money": None if money is None else _money_basis(group),
         },
@@ -256,6 +261,15 @@ def _tokens(group: Group) -> dict[str, int | None]:
     split: dict[str, int | None] = dict(apart) if any(apart.values()) or outer == 0 else dict.fromkeys(apart)
     rest = None if outer is None else max(0, outer - sum(apart.values()))
     return {"hbm": totals["hbm"], **split, "external": rest}
+
+
+def _tiers_basis(group: Group) -> str | None:
+    """Who tells the outer tiers apart: the engine's counters, or an estimate by the cache's lookups; None: nobody."""
+    worths = [value.worth for value in group.values if value.worth is not None]
+    if any(worth.estimated_tokens >= A_TOKEN for worth in worths):
+        return "MODELLED"
+    told = any(worth.dram_tokens or worth.disk_tokens or worth.p2p_tokens for worth in worths)
+    return "MEASURED" if told else None
 
 
 def _tier_json(group: Group, name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from kvtally.agent.rates import PriceGap, RateBook, charge_nano
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from fractions import Fraction
 
     from kvtally.agent.price import Term
 
@@ -26,6 +27,8 @@ def unheld_facts(
 ) -> Facts | None:
     """A GPU in the time in which no replica held it; None where there is no such time.
 
+    A MIG instance counts by its share, and a GPU that is cut by what is in no instance.
+
     `held` are the spans of all replicas that hold it. A GPU interval counts as held if one of them lies within its
     own length of it: engines and GPUs are not read at the same moment.
     """
@@ -35,20 +38,20 @@ def unheld_facts(
         low, high = max(start_ns, period_ns[0]), min(end_ns, period_ns[1])
         if low < high and not any(a - slack < end_ns and start_ns < b + slack for a, b in held):
             free.append((low, high))
-    if not free:
+    if not free or not gpu.share or not gpu.is_paid:
         return None
     where = f"gpu/{gpu.uuid}"
-    total_ns = sum(end - start for start, end in free)
+    total_ns = sum(_gpu_ns(gpu.share, *span) for span in free)
     lines: list[Line] = []
     findings: tuple[Finding, ...] = ()
     try:
         for start_ns, end_ns in free:
             for part in book.stretches("gpu", gpu.sku, term, site, start_ns=start_ns, end_ns=end_ns):
                 amount = charge_nano(
-                    book, "gpu", gpu.sku, term, site, quantity=1, start_ns=part.start_ns, end_ns=part.end_ns
+                    book, "gpu", gpu.sku, term, site, quantity=gpu.share, start_ns=part.start_ns, end_ns=part.end_ns
                 )
-                length = part.end_ns - part.start_ns
-                lines.append(Line("gpu", gpu.sku, "unallocated", length, "gpu-ns", part.rate, amount))
+                quantity = _gpu_ns(gpu.share, part.start_ns, part.end_ns)
+                lines.append(Line("gpu", gpu.sku, "unallocated", quantity, "gpu-ns", part.rate, amount))
     except PriceGap as gap:
         findings = (Finding("no_rate", "warning", where, free[0][0], free[-1][1], str(gap)),)
     return Facts(
@@ -64,6 +67,11 @@ def unheld_facts(
         False,
         findings,
     )
+
+
+def _gpu_ns(share: Fraction, start_ns: int, end_ns: int) -> int:
+    """GPU-nanoseconds of a share in a span, whole ones; parts of a span have together what it has."""
+    return int(end_ns * share) - int(start_ns * share)
 
 
 def joined(group: Sequence[Facts]) -> Facts:

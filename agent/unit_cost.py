@@ -48,9 +48,14 @@ class TokenSums:
             sums[name] = None if value is None or total is None else total + value
 
     def _worked_out(self, work: Mapping[str, int | None], version: str | None) -> Mapping[str, int | None]:
-        """Computed tokens of an engine that does not count them: those that its lookups did not find."""
+        """Computed tokens of an engine that does not count them: those that its lookups did not find.
+
+        Where nobody tells the version the families do: an engine that counts tokens by source tells them all.
+        """
         prompt, hits = work.get("prompt_tokens"), work.get("prefix_hit_tokens")
-        if prompt is None or hits is None or (version_of(version) or BY_SOURCE_SINCE) >= BY_SOURCE_SINCE:
+        known = version_of(version)
+        counts = _by_source(work) if known is None else known >= BY_SOURCE_SINCE
+        if prompt is None or hits is None or counts:
             return work
         outer = work.get("external_hit_tokens") or 0
         if hits + outer > prompt:
@@ -62,6 +67,10 @@ class TokenSums:
         """The sums."""
         prompt, computed, hbm, external, generated = self._sums.values()
         return Tokens(prompt, computed, hbm, external, generated, self._derived)
+
+
+def _by_source(work: Mapping[str, int | None]) -> bool:
+    return any(work.get(name) is not None for name in ("computed_tokens", "hbm_tokens", "external_tokens"))
 
 
 def tokens_of(facts: Iterable[Facts]) -> Tokens:

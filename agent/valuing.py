@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kvtally.agent.calibrating import DAY_NS, Extra, Learned, learn
+from kvtally.agent.disaggregation import DECODE
 from kvtally.agent.interval import IDENTITY_BROKEN, RESET
 from kvtally.agent.kin import kin_of
 from kvtally.agent.ledger.columns import HOUR_NS
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # on either side of a span: histograms tick when a request finishes, long after its first token
 MARGIN_NS = 600_000_000_000
 UNREAD_SHARE = 0.05  # of the time, for which a counter may be unknown before there is no figure
+TRANSFERRED = Reason("engines that decode what others prefilled are left out: what they load was handed to them")
 NOT_CALIBRATED = Reason("no calibration was there when the hour was settled", "`kvtally calibrate` makes one", True)
 
 
@@ -136,6 +138,9 @@ def valued(reader: LedgerReader, window_ns: tuple[int, int], laws: Laws, targets
         is_asked = False
         for subject in kin.subjects:
             spans = _hours(subject.series, start_ns, end_ns)
+            if subject.replica.role == DECODE:
+                found += [_left_out(subject, hour_ns) for hour_ns, _, _ in spans]
+                continue
             if spans and not is_asked:
                 law, reasons = laws.of(kin, window_ns)
                 is_asked = True
@@ -144,6 +149,12 @@ def valued(reader: LedgerReader, window_ns: tuple[int, int], laws: Laws, targets
             for hour_ns, first, last in spans:
                 found.append(_valued(kin.machine, subject, series, (law, reasons), (hour_ns, first, last)))
     return found
+
+
+def _left_out(subject: Subject, hour_ns: int) -> Valued:
+    """A decode engine's hour: transfers are no savings."""
+    loading = loading_of(subject.replica.connector, tuple(subject.observed.caches))
+    return Valued(hour_ns, subject.observed.rows[0].row.target_id, None, None, loading, (TRANSFERRED,))
 
 
 def _valued(

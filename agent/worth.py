@@ -29,6 +29,7 @@ class Worth(NamedTuple):
     loads, stores           seconds that the outer tiers report of loading and storing
     starved, seconds        of these seconds, those in which requests waited for capacity
     attention_seconds       of `full`, those of attention, about: where its share is large, so is the error
+    estimated_tokens        of the external tokens, those whose tier is estimated from a cache's lookups
     """
 
     avoided: Three
@@ -64,6 +65,7 @@ class Worth(NamedTuple):
     seconds: float
     starved_seconds: float | None
     attention_seconds: float
+    estimated_tokens: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, rounded to what their error leaves."""
@@ -75,8 +77,9 @@ NOTHING = Worth(ZEROS, ZEROS, ZEROS, _NONE, _NONE, _NONE, ZEROS, *(0.0,) * 6, ZE
 
 
 def worth_of(body: dict[str, Any]) -> Worth:
-    """Invert `as_json`; KeyError if it is not one."""
-    return Worth(**{name: _tupled(body[name]) for name in Worth._fields})
+    """Invert `as_json`, of an older kvtally too; KeyError if it is not one."""
+    told = {**Worth._field_defaults, **body}
+    return Worth(**{name: _tupled(told[name]) for name in Worth._fields})
 
 
 def added(one: Worth, other: Worth) -> Worth:

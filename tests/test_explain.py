@@ -11,6 +11,7 @@ import pytest
 from tests.calculator import agrees, calculated, redo
 from tests.command_line import copied
 from tests.ledgers import HOUR, SECOND, SKU, START, Deployment, FakeEngine, new_ledger, rate, reader_of
+from tests.replica_rows import observed
 from tests.serving import FACTS, NAME, PLAIN, Load, ServingEngine, Site
 
 from kvtally.agent.accounts import Payment, Window
@@ -19,13 +20,14 @@ from kvtally.agent.book import book_of, keep_rates
 from kvtally.agent.calibrating import Extra
 from kvtally.agent.calibration import PARAMETERS, Calibration, CalibrationEvidence, Fingerprint
 from kvtally.agent.config import Config
-from kvtally.agent.explain import explained, inputs
+from kvtally.agent.explain import explained, inputs, pieces
 from kvtally.agent.explain.figure import Couplings, seconds_lines
 from kvtally.agent.explain.request import worked_request
 from kvtally.agent.hardware import gpu_of
 from kvtally.agent.ledger.raw_counters import raw_counters
 from kvtally.agent.ledger.read import LedgerReader
 from kvtally.agent.model_shape import shape_of
+from kvtally.agent.observed import CacheSpan
 from kvtally.agent.rates import RateBook
 from kvtally.agent.render.explain import explain_table
 from kvtally.agent.replica import About
@@ -37,11 +39,13 @@ from kvtally.agent.steplaw.law import GAP, Steps, packaged_prior, prefill_second
 from kvtally.agent.steplaw.machine import machine
 from kvtally.agent.steplaw.series import Logged
 from kvtally.agent.valuing import Laws
-from kvtally.collectors import lmcache, vllm
+from kvtally.collectors import lmcache, lmcache_mp, vllm_families
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from kvtally.collectors.family import Family
 
 RATES = (
     rate("gpu", "3.6", "gpu-hour", START - HOUR, sku=SKU),
@@ -271,20 +275,40 @@ def test_a_group_without_a_figure_shows_what_was_counted_and_why(demo_ledger: st
 
 
 def test_the_counters_are_named_as_the_collector_reads_them() -> None:
-    def spelled(name: str, labels: Any) -> str:
-        told = ",".join(f'{key}="{value}"' for key, value in labels.items())
-        return f"{name}{{{told}}}" if told else name
+    def spelled(family: Family) -> str:
+        told = ",".join(f'{label}="{text}"' for label, text in family.labels.items())
+        return f"{family.sample}{{{told}}}" if told else family.sample
 
-    for quantity, (_, counter) in inputs.ENGINE.items():
-        assert counter in {spelled(*choice) for choice in vllm._ENGINE[quantity]}
-    read = {quantity: spelled(name, labels) for quantity, name, labels, _ in vllm._DETAILS}
-    for quantity, (_, counter) in inputs.DETAILS.items():
-        assert read[quantity] == counter
-    buckets = {prefix: name for name, prefix in vllm._HISTOGRAMS}
-    for prefix, (_, counter) in inputs.HISTOGRAMS.items():
-        assert counter == buckets[prefix]
-    assert {quantity: lmcache._COUNTED[quantity][0] for quantity in inputs._LMCACHE} == inputs._LMCACHE
-    assert {quantity: vllm._OFFLOAD[quantity][0][0] for quantity in inputs._OFFLOAD} == inputs._OFFLOAD
+    def told(families: Sequence[Family], named: Sequence[tuple[str, str]]) -> list[str]:
+        read = {(family.quantity, spelled(family)) for family in families}
+        return [f"{quantity}: {counter}" for quantity, counter in named if (quantity, counter) not in read]
+
+    ours = [
+        (quantity, counter) for table in (inputs.ENGINE, inputs.DETAILS) for quantity, (_, counter) in table.items()
+    ]
+    assert told(vllm_families.FAMILIES, ours) == []
+    assert told(vllm_families.HISTOGRAMS, [(quantity, one[1]) for quantity, one in inputs.HISTOGRAMS.items()]) == []
+    assert told(vllm_families.OFFLOAD, list(inputs._OFFLOAD.items())) == []
+
+
+def test_the_clocks_of_lmcache_are_named_as_its_collectors_read_them() -> None:
+    assert {one.quantity: one.sample for one in lmcache.FAMILIES if one.quantity in inputs._LMCACHE} == inputs._LMCACHE
+    for quantity, counter in inputs._LMCACHE_MP.items():
+        family = next(one for one in lmcache_mp.FAMILIES if one.quantity == quantity)
+        told = ",".join(f'{label}="{text}"' for label, text in sorted(family.labels.items()))
+        assert counter == f"{family.sample}{{{told}}}"
+
+
+def test_of_pages_of_a_cache_that_repeat_each_other_the_one_with_the_most_counts() -> None:
+    def span(start: int, load_ns: int | None, store_ns: int | None) -> CacheSpan:
+        return CacheSpan(start, start + 10, load_ns, store_ns, None, None, None, None)
+
+    # the internal ports of two workers of one engine, which load side by side
+    first = [span(0, 700, 40), span(10, 100, None), span(20, 9000, 9000)]
+    second = [span(0, 300, 50), span(10, 450, 5)]
+    engine = observed([], caches={"host:1/lmcache": first, "host:2/lmcache": second})
+    assert pieces._cache_totals(engine, 0, 20) == {"load_ns": 800, "store_ns": 55}
+    assert pieces._cache_totals(engine, 40, 60) == {}
 
 
 def test_a_counter_has_its_value_at_both_ends(demo: tuple[SavingsReport, dict[str, Any]]) -> None:

@@ -495,6 +495,37 @@ def test_a_page_that_contradicts_itself_right_after_a_restart_has_unknown_detail
     assert interval.details is None
 
 
+def dropping(*details: float | None, epoch: float = STARTED) -> Reading:
+    """The page of an LMCache server that has dropped so many events; None: none yet, so that it does not say so."""
+    told = tuple(one for one in details if one is not None)
+    return reading("cache", epoch=epoch, detail_names=("event_bus_dropped_events",)[: len(told)], details=told)
+
+
+@pytest.mark.parametrize(
+    ("pages", "dropped"),
+    [
+        ([dropping(5.0), dropping(5.0)], 0),
+        ([dropping(5.0), dropping(6.0)], 1),
+        ([dropping(None), dropping(None)], 0),
+        ([dropping(None), dropping(2.0)], 1),  # the family is there once it has counted
+        ([dropping(5.0), dropping(0.0, epoch=1500.0)], 0),
+        ([dropping(5.0), dropping(3.0, epoch=1500.0)], 1),  # all since its restart
+    ],
+)
+def test_a_cache_that_drops_events_is_told_of_for_the_hour(pages: list[Reading], dropped: int) -> None:
+    _, _, findings = follow(pages)
+    # from 2000 s after the epoch on: in its first hour
+    assert [(one.kind, one.severity, one.target, one.start_ns, one.end_ns) for one in findings] == (
+        [("cache_events_dropped", "warning", "cache/x/0", 0, 3600 * SECOND)] * dropped
+    )
+    assert all("a lower bound" in one.message for one in findings)
+
+
+def test_an_hour_in_which_a_cache_drops_events_twice_has_the_same_finding_twice_which_the_ledger_keeps_once() -> None:
+    _, _, (first, second) = follow([dropping(1.0), dropping(2.0), dropping(3.0)])
+    assert first == second
+
+
 @given(st.lists(st.none() | st.lists(st.integers(0, 9), min_size=2, max_size=2), min_size=1, max_size=8))
 def test_details_add_up_over_pages_that_lack_them_or_show_them_falling(shown: list[list[int] | None]) -> None:
     readings = [detailed("a b", 3.0, 4.0), *(detailed("a b", *map(float, one or ())) for one in shown)]
@@ -699,3 +730,73 @@ def test_no_value_of_an_interval_is_ever_nan() -> None:
     (interval,), _, _ = follow([page()], state)
     assert all(value(interval, name) is None for name in SUMS["engine"])
     assert not any(isinstance(one, float) or (one is not None and math.isnan(one)) for one in interval.values)
+
+
+# -- sources that can be told to begin anew while they run
+
+
+RESETTABLE: list[tuple[Kind, tuple[str, str, str]]] = [
+    ("cache", ("lookup_tokens", "lookup_hit_tokens", "stores")),
+    ("filesystem", ("read_bytes", "reads", "write_bytes")),
+    ("gateway", ("requests", "input_tokens", "output_tokens")),
+]
+
+
+def counted(kind: Kind, names: Sequence[str], counts: Sequence[float | None]) -> Reading:
+    return reading(kind, name="page/x", absent=None, epoch=STARTED, **dict(zip(names, counts, strict=True)))
+
+
+@pytest.mark.parametrize(("kind", "names"), RESETTABLE)
+@given(
+    before=st.lists(st.integers(0, 10**6), min_size=3, max_size=3),
+    after=st.lists(st.lists(st.integers(0, 1000), min_size=3, max_size=3), min_size=1, max_size=4),
+)
+def test_a_reset_loses_and_doubles_nothing_beyond_what_came_between_the_last_scrape_and_it(
+    kind: Kind, names: tuple[str, str, str], before: list[int], after: list[list[int]]
+) -> None:
+    """Counts run to `before`, are set to zero, and grow by `after`; each life's scrapes are what the page shows."""
+    lives = [[sum(steps) for steps in zip(*after[: number + 1], strict=True)] for number in range(len(after))]
+    fallen = sum(new < old for new, old in zip(lives[0], before, strict=True))
+    risen = sum(new > old for new, old in zip(lives[0], before, strict=True))
+    shown = [[0, 0, 0], before, *lives]
+    intervals, _, findings = follow([counted(kind, names, [float(one) for one in counts]) for counts in shown])
+    if fallen > 1 or (fallen == 1 and not risen):
+        for place, name in enumerate(names):
+            assert total(intervals, name, kind) == before[place] + lives[-1][place]
+        assert findings == []
+        assert [bool(one.flags & RESET) for one in intervals] == [False, True] + [False] * (len(lives) - 1)
+    else:
+        # nothing tells it from a counter that lies: never more than was counted
+        assert not any(one.flags & RESET for one in intervals)
+        assert all(total(intervals, name, kind) <= before[at] + lives[-1][at] for at, name in enumerate(names))
+
+
+@pytest.mark.parametrize(("kind", "names"), RESETTABLE)
+def test_one_counter_that_falls_while_another_rises_went_backwards(kind: Kind, names: tuple[str, str, str]) -> None:
+    shown = [(100.0, 100.0, 5.0), (50.0, 130.0, 5.0), (50.0, 130.0, 5.0), (60.0, 140.0, 5.0)]
+    intervals, _, findings = follow([counted(kind, names, one) for one in shown])
+    assert [value(one, names[0], kind) for one in intervals] == [None, None, None]
+    # the counter that stays below its highest value is no fall of its own, and resets nothing when all else rests
+    assert [value(one, names[1], kind) for one in intervals] == [30, 0, 10]
+    assert [one.kind for one in findings] == ["counter_backwards"]
+
+
+@pytest.mark.parametrize(("kind", "names"), RESETTABLE)
+def test_a_source_with_one_count_that_falls_began_anew(kind: Kind, names: tuple[str, str, str]) -> None:
+    intervals, _, findings = follow([counted(kind, names, one) for one in ((100.0, None, None), (7.0, None, None))])
+    assert (value(intervals[0], names[0], kind), findings) == (7, [])
+    assert intervals[0].flags & RESET
+
+
+def test_counters_of_an_engine_that_fall_under_the_same_start_are_no_reset() -> None:
+    intervals, _, findings = follow([page(steps=100.0, prompt_tokens=50.0), page(steps=1.0, prompt_tokens=5.0)])
+    assert not intervals[0].flags & RESET
+    assert [one.kind for one in findings] == ["counter_backwards"] * 2
+
+
+def test_details_begin_anew_with_their_counters() -> None:
+    told: dict[str, Any] = {"detail_names": ("chunks",), "epoch": STARTED}
+    before = reading("cache", lookup_tokens=10.0, stores=9.0, details=(5.0,), **told)
+    after = reading("cache", lookup_tokens=4.0, stores=2.0, details=(3.0,), **told)
+    (interval,), _, _ = follow([before, after])
+    assert (value(interval, "lookup_tokens", "cache"), interval.details) == (4, (3,))

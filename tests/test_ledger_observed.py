@@ -379,6 +379,18 @@ def test_caches_are_those_of_the_engines_host_each_by_its_name(path: str) -> Non
     assert look(path, 1, 10).caches == {f"{HOST}/lmcache/worker-1": shared[f"{HOST}/lmcache/worker-1"]}
 
 
+def test_a_server_of_its_own_is_behind_the_engines_that_its_page_is_said_to_serve(path: str) -> None:
+    engine(path)
+    engine(path, name="10.0.0.2:8000/0")
+    engine(path, name="10.0.0.3:8000/0")
+    found = Row(0, 10, {"dram_hit_tokens": 5, "disk_hit_tokens": 6})
+    write(path, "cache", "10.0.0.9:8180/lmcache_mp", [found], {"engines": f"{HOST},10.0.0.2:8000"})
+    write(path, "cache", f"{HOST}/0/nixl", [Row(0, 10, {"load_ns": 9})], {"transfer": "1"})
+    server = {"10.0.0.9:8180/lmcache_mp": (CacheSpan(at(0), at(10), *(None,) * 6, 5, 6),)}
+    assert look(path, 0, 60).caches == look(path, 0, 60, "10.0.0.2:8000/0").caches == server
+    assert look(path, 0, 60, "10.0.0.3:8000/0").caches == {}
+
+
 def test_a_cache_that_becomes_another_target_keeps_its_name_and_its_order(path: str) -> None:
     engine(path)
     write(path, "cache", f"{HOST}/lmcache", [Row(0, 10, {"load_ns": 1})], {"model": "a"})

@@ -273,7 +273,7 @@ def test_targets_and_the_replicas_that_they_describe(path: str) -> None:
         DETAIL_NAMES,
     )
     replica = replica_of(target)
-    assert (replica.gpus, replica.gpu_count, replica.sku) == (("GPU-a", "GPU-b"), 2, SKU)
+    assert (replica.gpus, replica.gpu_units, replica.sku) == (("GPU-a", "GPU-b"), Fraction(2), SKU)
     assert (replica.model, replica.version, replica.term, replica.site) == ("llama-8b", "0.25.1", "on-demand", "hall")
     assert (replica.labels, replica.mapping) == ({"tenant": "t"}, "config")
     assert (replica.dram_gib, replica.storage_tib) == (Fraction(3, 2), Fraction(0))
@@ -313,6 +313,21 @@ def test_of_a_target_that_tells_nothing_usable_the_defaults_hold(attributes: dic
     replica = replica_of(Target(1, "engine", "x/0", attributes, ()))
     assert (replica.shape, replica.token_budget, replica.eager, replica.connector) == ("", None, False, "")
     assert (replica.tensor_parallel, replica.pipeline_parallel) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "role", "group"),
+    [
+        ({}, "", ""),
+        ({"role": "prefill", "group": "pair-1"}, "prefill", "pair-1"),
+        ({"role": "decode"}, "decode", ""),
+        ({"role": "both"}, "both", ""),
+        ({"role": "encode"}, "", ""),  # of a later kvtally: nothing is made of it
+    ],
+)
+def test_the_role_and_the_group_of_a_replica(attributes: dict[str, str], role: str, group: str) -> None:
+    replica = replica_of(Target(1, "engine", "x/0", attributes, ()))
+    assert (replica.role, replica.group) == (role, group)
 
 
 @pytest.mark.parametrize(("gpus", "expected"), [({}, None), ({"gpus": ""}, ()), ({"gpus": "GPU-a"}, ("GPU-a",))])

@@ -625,3 +625,17 @@ def test_a_step_of_the_clock_while_a_cache_is_still_is_left_out_of_its_interval_
     rows = [(one.start_ns - STARTED, one.end_ns - STARTED, one.values[LOADED], one.missed) for _, one in book.intervals]
     hour = 3600 * SECOND
     assert rows == [(hour, hour + 10 * SECOND, 0, 0), (hour + 10 * SECOND, hour + 15 * SECOND, 2, 0)]
+
+
+@pytest.mark.parametrize("after", [2.0, None])
+def test_a_still_cache_whose_server_restarts_counts_its_old_sums_once(book: Book, after: float | None) -> None:
+    # seen on a real LMCache server that was killed: families of the new one are absent until they have counted
+    flow = pipeline(book, live=True)
+    for tick in range(3):
+        flow.tick([ok(5 * tick, cache(7)._replace(epoch=1.0))])
+    again = cache(0)._replace(epoch=2.0)
+    flow.tick([ok(15, again._replace(values=tuple(after if at == LOADED else 0.0 for at in range(len(CACHE)))))])
+    flow.tick([ok(20, cache(3)._replace(epoch=2.0))])
+    counted = [(one.end_ns - STARTED, one.values[LOADED]) for _, one in book.intervals]
+    assert counted[0] == (10 * SECOND, 0)
+    assert sum(value or 0 for _, value in counted) == 3

@@ -61,7 +61,7 @@ GROUP: dict[str, Any] = {
     "engine_second": "0.000747222",
     "rates": ["gpu NVIDIA H100 80GB HBM3 on-demand 2.69 USD/gpu-hour from 2026-09-01 (ASSUMED: packaged: a market)"],
     "calibrations": ["3"],
-    "basis": {"tokens": "MEASURED", "engine_seconds": "MODELLED", "money": "ASSUMED"},
+    "basis": {"tokens": "MEASURED", "tiers": None, "engine_seconds": "MODELLED", "money": "ASSUMED"},
 }
 LAW: dict[str, Any] = {
     "id": 3,
@@ -100,7 +100,7 @@ REFUSED: dict[str, Any] = {
     "tiers": {},
     "rates": [],
     "calibrations": [],
-    "basis": {"tokens": "MEASURED", "engine_seconds": None, "money": None},
+    "basis": {"tokens": "MEASURED", "tiers": None, "engine_seconds": None, "money": None},
 }
 TO_TYPE = 'kvtally rates add gpu PRICE --unit gpu-hour --sku "NVIDIA H20" --from 2026-11-23 --term on-demand'
 NO_RATE = {

@@ -100,6 +100,7 @@ def test_a_plain_ledger_is_worked_out_by_hand(tmp_path: Path) -> None:
     assert group["cost_per_million"]["active"]["total"] == "11.764705882"
     assert group["basis"] == {
         "tokens": "MEASURED",
+        "tiers": None,
         "states": "MODELLED",
         "cost": "MEASURED",
         "active": "MODELLED",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kvtally.agent.calibration import PARAMETERS
 from kvtally.agent.ledger.settled import Parted
-from kvtally.agent.report.division import NO_COPIES, Copies, alike, by_step_law, by_two_costs, copies_of
+from kvtally.agent.report.division import NO_COPIES, Copies, alike, by_pool, by_step_law, by_two_costs, copies_of
 from kvtally.agent.report.spread import TWO_COSTS, Spread
 from kvtally.agent.split import Split
 
@@ -215,3 +215,25 @@ def test_sums_are_exact_and_lie_in_their_intervals(
         for part in parts:
             assert part is not None
             assert 0 <= part.low <= part.point <= part.high
+
+
+@pytest.mark.parametrize(("role", "prefill", "decode"), [("prefill", 13, 0), ("decode", 0, 13)])
+def test_an_engine_that_does_one_half_only_needs_no_law(role: str, prefill: int, decode: int) -> None:
+    division = by_pool(16 * SECOND, role, Copies(2 * SECOND, 1 * SECOND))
+    assert division.parts == {
+        "prefill": prefill * SECOND,
+        "decode": decode * SECOND,
+        "stall": 2 * SECOND,
+        "store": SECOND,
+    }
+    assert (division.low_ns, division.high_ns) == (prefill * SECOND, prefill * SECOND)
+
+
+def test_stalls_of_a_prefill_engine_make_its_prefill_uncertain_and_no_decode() -> None:
+    spread = Spread()
+    spread.add(by_pool(16 * SECOND, "prefill", Copies(2 * SECOND, 0)), TWO_COSTS, 0)
+    shares = spread.shares_of_time({}, parted=True)
+    # of 2 s that the timers tell the engine may have lost 70 to 130 %
+    assert shares.prefill.low == pytest.approx(13.4 * SECOND)
+    assert shares.prefill.high == pytest.approx(14.6 * SECOND)
+    assert shares.decode == (0, 0, 0)

@@ -56,6 +56,8 @@ def half(estimate: Estimate) -> float:
         ("SomebodysConnector", (), "unknown"),
         ("", (), "unknown"),
         ("", ("10.0.0.1:8000/0/kv_offload",), "asynchronous"),
+        ("", ("10.0.0.9:8180/lmcache_mp",), "asynchronous"),
+        ("", ("10.0.0.9:8180/lmcache_mp", "10.0.0.1:8000/0/kv_offload"), "asynchronous"),
         ("", ("10.0.0.1:8000/0/kv_offload", "10.0.0.1:9000/lmcache"), "unknown"),
         ("LMCacheConnectorV1", ("10.0.0.1:8000/0/kv_offload",), "synchronous"),
     ],

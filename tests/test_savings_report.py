@@ -148,8 +148,10 @@ def test_two_engines_on_one_gpu_have_no_figure(path: str) -> None:
     made.serve(HALF_HOUR).close()
     report = asked(path, ["replica"])
     assert [group.status for group in report.groups] == ["insufficient_data"] * 2
-    for group in report.groups:
-        assert "two engines share a GPU: its seconds cannot be told apart" in [reason.text for reason in group.reasons]
+    for group, other in zip(report.groups, (OTHER, NAME), strict=True):
+        (reason,) = [one for one in group.reasons if "held by" in one.text]
+        assert reason.text == f"GPU-0 is held by {other} too: the seconds of these engines cannot be told apart"
+        assert reason.hint == "give each engine GPUs of its own"
 
 
 def test_engines_that_hold_a_gpu_one_after_the_other_do_not_share_it(path: str) -> None:

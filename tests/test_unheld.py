@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from fractions import Fraction
+from itertools import pairwise
+
 import pytest
 
 from kvtally.agent.facts import Facts, GpuPresence
@@ -104,6 +107,25 @@ def test_a_free_gpu_without_a_price_has_unknown_money_and_says_what_to_type(sku:
     assert (finding.kind, finding.target) == ("no_rate", "gpu/GPU-a")
     assert (finding.start_ns, finding.end_ns) == (NOON, NOON + 25 * MINUTE)
     assert "kvtally rates add gpu PRICE" in finding.message
+
+
+def test_a_mig_instance_counts_by_its_share_and_parts_of_its_time_add_up() -> None:
+    seventh = presence(0, 60)._replace(share=Fraction(1, 7))
+    edges = [NOON, NOON + 7 * MINUTE + 1, NOON + HOUR_NS]
+    whole = free(seventh, [])
+    parts = [free(seventh, [], period=(low, high)) for low, high in pairwise(edges)]
+    assert whole is not None
+    assert whole.lines is not None
+    # 6 an hour, a seventh of it; of 3.6e12 ns a seventh is 514285714285.7
+    assert [line.amount_nano for line in whole.lines] == [857_142_857]
+    assert whole.state_ns["unallocated"] == whole.lines[0].quantity
+    assert abs(whole.state_ns["unallocated"] - HOUR_NS // 7) <= 1
+    assert sum(one.state_ns["unallocated"] for one in parts if one is not None) == whole.state_ns["unallocated"]
+
+
+def test_a_gpu_that_is_wholly_in_instances_or_is_shown_by_a_page_of_others_is_not_paid_for() -> None:
+    assert free(presence(0, 10)._replace(share=Fraction(0)), []) is None
+    assert free(presence(0, 10)._replace(is_paid=False), []) is None
 
 
 def test_free_gpus_of_one_product_are_one_entry() -> None:

@@ -54,7 +54,8 @@ def test_one_part_that_is_unknown_makes_its_sum_unknown_and_no_other() -> None:
         ("0.12.0", 90, 11, (None, None, None, False)),  # more found than asked for
         ("0.12.0", None, 0, (None, None, None, False)),
         ("0.16.0", 30, 0, (None, None, None, False)),  # it counts them and did not tell
-        (None, 30, 0, (None, None, None, False)),
+        (None, 30, 20, (50, 30, 20, True)),  # nobody tells the version: it shows no tokens by source
+        ("0.1.dev7", 30, 20, (50, 30, 20, True)),
     ],
 )
 def test_before_0_16_computed_tokens_are_prompts_less_what_was_found(
@@ -70,6 +71,13 @@ def test_before_0_16_computed_tokens_are_prompts_less_what_was_found(
         external_hit_tokens=outer,
     )
     assert tokens_of([old]) == Tokens(100, *expected[:3], 0, derived=expected[3])
+
+
+@pytest.mark.parametrize("told", ["hbm_tokens", "external_tokens"])
+def test_an_engine_without_a_version_that_counts_tokens_by_source_has_none_derived(told: str) -> None:
+    by_source = dict.fromkeys(("computed_tokens", "hbm_tokens", "external_tokens")) | {told: 7}
+    one = facts(replica=REPLICA._replace(version=None), prompt_tokens=100, prefix_hit_tokens=30, **by_source)
+    assert (tokens_of([one]).computed, tokens_of([one]).derived) == (None, False)
 
 
 def shares(

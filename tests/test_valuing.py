@@ -488,5 +488,6 @@ def test_two_engines_that_swap_a_gpu_are_told_apart_in_each_hour(path: str) -> N
     assert {value.worth for value in values} == {None}
     assert {one.calibration for one in found} == {None}
     assert {reason.text for one in found for reason in one.reasons} == {
-        "two engines share a GPU: its seconds cannot be told apart"
+        f"GPU-0 is held by {second.name} too: the seconds of these engines cannot be told apart",
+        f"GPU-0 is held by {first.name} too: the seconds of these engines cannot be told apart",
     }

@@ -219,6 +219,61 @@ def test_admissions_that_name_no_tier_leave_it_unnamed() -> None:
     assert (nothing.dram_tokens, nothing.dram, nothing.external_tokens) == (0, 0, 400)
 
 
+def found_by(*spans: tuple[int, int, int | None, int | None]) -> dict[str, list[CacheSpan]]:
+    """What a cache's lookups found in DRAM and on disk, from second to second."""
+    return {
+        "server/lmcache_mp": [
+            CacheSpan(start * SECOND, end * SECOND, *(None,) * 6, dram, disk) for start, end, dram, disk in spans
+        ]
+    }
+
+
+def test_tiers_that_the_engine_does_not_name_are_estimated_from_what_the_caches_lookups_found() -> None:
+    rows = [row(0, 30, [Asked(1400, hbm=200, outer=400)]), row(30, 60, [Asked(1400, hbm=200, outer=400)])]
+    # 1,200 found and 800 loaded: 400 were in HBM, and DRAM's 900 begin with these
+    found = valued(rows, caches=found_by((0, 30, 500, 100), (30, 60, 400, 200)))
+    assert (found.dram_tokens, found.disk_tokens, found.external_tokens) == (500, 300, 800)
+    assert found.estimated_tokens == 800
+    assert found.dram + found.disk == pytest.approx(found.outer[1])
+    assert found.outer == valued(rows).outer
+
+
+def test_a_window_of_less_than_a_minute_is_not_parted_by_lookups() -> None:
+    found = valued([row(0, 59, [Asked(1400, outer=400)])], caches=found_by((0, 59, 300, 100)))
+    assert (found.dram_tokens, found.disk_tokens, found.estimated_tokens) == (0, 0, 0)
+
+
+def test_what_the_engine_names_is_not_estimated() -> None:
+    asked = [Asked(1400, hbm=200, outer=400)]
+    one = told(row(0, 60, asked), admitted_host_tokens=300, admitted_disk_tokens=100)
+    found = valued([one], caches=found_by((0, 60, 0, 4000)))
+    assert (found.dram_tokens, found.disk_tokens, found.estimated_tokens) == (300, 100, 0)
+    # of what it leaves open, a quarter here, lookups may tell
+    one = told(row(0, 60, asked), admitted_host_tokens=300, admitted_unspecified_tokens=100)
+    found = valued([one], caches=found_by((0, 60, 0, 4000)))
+    assert (found.dram_tokens, found.disk_tokens, found.estimated_tokens) == (300, 100, 100)
+
+
+def test_lookups_tell_of_no_token_that_was_loaded_while_nobody_read_the_caches_page() -> None:
+    rows = [row(0, 30, [Asked(1400, outer=400)]), row(30, 60, [Asked(1400, outer=200)])]
+    found = valued(rows, caches=found_by((30, 60, 150, 50)))
+    assert (found.dram_tokens, found.disk_tokens, found.external_tokens) == (150, 50, 600)
+
+
+def test_a_cache_that_tells_no_tiers_or_finds_nothing_parts_nothing() -> None:
+    rows = [row(0, 60, [Asked(1400, outer=400)])]
+    for spans in ((0, 60, None, None), (0, 60, 100, None), (0, 60, 0, 0)):
+        found = valued(rows, caches=found_by(spans))
+        assert (found.dram_tokens, found.disk_tokens, found.estimated_tokens) == (0, 0, 0)
+
+
+def test_pages_of_one_cache_that_repeat_each_other_count_once() -> None:
+    rows = [row(0, 60, [Asked(1400, outer=400)])]
+    caches = found_by((0, 60, 300, 100)) | {"server/other": found_by((0, 60, 100, 20))["server/lmcache_mp"]}
+    found = valued(rows, caches=caches)
+    assert (found.dram_tokens, found.disk_tokens) == (300, 100)
+
+
 def test_loads_and_stores_of_the_span_are_its_own() -> None:
     spans = [CacheSpan(0, 6 * SECOND, 2 * SECOND, SECOND, None, None, None, None)]
     rows = [row(at, at + 2, [Asked(1400, outer=200)], waiting_for_capacity=int(at == 0)) for at in (0, 2, 4)]
@@ -311,6 +366,12 @@ def test_a_worth_comes_back_from_json_as_it_was() -> None:
 def test_what_is_unknown_comes_back_unknown() -> None:
     unknown = NOTHING._replace(worked_seconds=None, starved_seconds=None)
     assert worth_of(json.loads(json.dumps(unknown.as_json()))) == unknown
+
+
+def test_a_worth_from_before_tiers_were_estimated_has_none_that_is() -> None:
+    body = NOTHING._replace(external_tokens=7.0).as_json()
+    del body["estimated_tokens"]
+    assert worth_of(body) == NOTHING._replace(external_tokens=7.0, estimated_tokens=0.0)
 
 
 def test_what_lacks_a_part_is_no_worth() -> None:

@@ -43,6 +43,13 @@ HISTOGRAMS: Mapping[str, tuple[str, str]] = {
 }
 _LMCACHE = {"load_ns": "lmcache:time_to_retrieve_sum", "store_ns": "lmcache:time_to_store_sum"}
 _OFFLOAD = {"load_ns": "vllm:kv_offload_load_time_total", "store_ns": "vllm:kv_offload_store_time_total"}
+_STAGING = "lmcache_mp_transfer_phase_elapsed_seconds_total"
+_LMCACHE_MP = {
+    "load_ns": f'{_STAGING}{{direction="h2d",phase="staging"}}',
+    "store_ns": f'{_STAGING}{{direction="d2h",phase="staging"}}',
+}
+# by what the names of an engine's caches end with; else LMCache runs inside of it
+_CLOCKS = {"/kv_offload": _OFFLOAD, "/lmcache_mp": _LMCACHE_MP}
 _WORK = {
     "graphics": ("the GPUs worked", "NVML_GPM_METRIC_GRAPHICS_UTIL over time, the busiest GPU"),
     "utilization": ("the GPUs worked", "NVML utilization.gpu over time, the busiest GPU"),
@@ -133,7 +140,8 @@ def _caches(pieces: Sequence[Piece]) -> list[Counted]:
     """What the outer tiers' own clocks say."""
     found = []
     own = {name for piece in pieces for name in piece.caches}
-    families = _OFFLOAD if own and all(name.endswith("/kv_offload") for name in own) else _LMCACHE
+    alike = (families for end, families in _CLOCKS.items() if own and all(name.endswith(end) for name in own))
+    families = next(alike, _LMCACHE)
     for quantity, words in (("load_ns", "loading, by the cache's clock"), ("store_ns", "storing, the same")):
         told = [piece.cache_totals[quantity] for piece in pieces if quantity in piece.cache_totals]
         if told:

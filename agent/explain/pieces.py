@@ -164,12 +164,19 @@ def _details(rows: Sequence[ObservedRow]) -> dict[str, int]:
 
 
 def _cache_totals(observed: Observed, start_ns: int, end_ns: int) -> dict[str, int]:
-    """What the caches of this engine tell of the span, added up; what none of them tells is left out."""
-    totals: dict[str, int] = {}
+    """What the caches of this engine tell of the span; what none of them tells is left out.
+
+    Pages of several workers repeat each other, or tell of what went on side by side: of each quantity the cache with
+    the most stands for all, as in kvtally.agent.steplaw.series.
+    """
+    greatest: dict[str, int] = {}
     for spans in observed.caches.values():
+        totals: dict[str, int] = {}
         for span in spans:
             if start_ns <= span.start_ns < end_ns:
                 for name, value in span._asdict().items():
                     if name not in {"start_ns", "end_ns"} and value is not None:
                         totals[name] = totals.get(name, 0) + value
-    return totals
+        for name, total in totals.items():
+            greatest[name] = max(total, greatest.get(name, 0))
+    return greatest

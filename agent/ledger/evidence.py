@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from kvtally.agent.facts import Evidence, GpuPresence
+from kvtally.agent.facts import Evidence, GpuPresence, product_of
 from kvtally.agent.ledger import schema
 from kvtally.agent.ledger.reach import reach
 from kvtally.agent.timeline import Span, Timeline
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import ColumnElement, Connection
 
@@ -26,8 +27,7 @@ def evidence(connection: Connection, start_ns: int, end_ns: int, targets: Mappin
     """What GPUs and processes say about [start_ns, end_ns)."""
     graphics: dict[str, list[Span]] = {}
     energy: dict[str, list[Span]] = {}
-    present: dict[str, list[tuple[int, int]]] = {}
-    skus: dict[str, str] = {}
+    present: dict[int, list[tuple[int, int]]] = {}
     gpu = schema.intervals["gpu"].c
     counted = (gpu.gpm_ns, gpu.graphics_ns, gpu.energy_mj, gpu.power_sampled_mj)
     query = select(gpu.target_id, gpu.start_ns, gpu.length_ns, *counted)
@@ -37,8 +37,7 @@ def evidence(connection: Connection, start_ns: int, end_ns: int, targets: Mappin
     ):
         target = targets[target_id]
         uuid, until = target.name, begin_ns + length_ns
-        skus[uuid] = target.attributes.get("sku", "")
-        present.setdefault(uuid, []).append((begin_ns, until))
+        present.setdefault(target_id, []).append((begin_ns, until))
         mean = mean_until(until, gpm_ns, graphics_ns)
         if mean is not None:
             graphics.setdefault(uuid, []).append(mean)
@@ -49,8 +48,32 @@ def evidence(connection: Connection, start_ns: int, end_ns: int, targets: Mappin
         {uuid: Timeline(spans) for uuid, spans in graphics.items()},
         cpu(connection, start_ns, end_ns, targets),
         {uuid: Timeline(spans) for uuid, spans in energy.items()},
-        tuple(GpuPresence(uuid, skus[uuid], tuple(spans)) for uuid, spans in sorted(present.items())),
+        tuple(_present(present, targets)),
     )
+
+
+def _present(spans: Mapping[int, list[tuple[int, int]]], targets: Mapping[int, Target]) -> Iterator[GpuPresence]:
+    """The GPUs that were seen, by UUID; one whose product or share changed comes once for each."""
+    alike: dict[tuple[str, str, str, bool], list[tuple[int, int]]] = {}
+    for target_id, own in spans.items():
+        about = targets[target_id].attributes
+        key = (
+            targets[target_id].name,
+            product_of(about.get("sku", "")),
+            about.get("share", "1"),
+            about.get("source") == "dcgm",
+        )
+        alike.setdefault(key, []).extend(own)
+    named = _named(targets) if any(is_page for *_, is_page in alike) else frozenset()
+    for (uuid, sku, share, is_page), own in sorted(alike.items()):
+        # a page of GPUs shows those of the whole node, whoever uses them
+        yield GpuPresence(uuid, sku, tuple(sorted(own)), Fraction(share), not is_page or uuid in named)
+
+
+def _named(targets: Mapping[int, Target]) -> frozenset[str]:
+    """GPUs that an engine ever held."""
+    gpus = (target.attributes.get("gpus", "") for target in targets.values() if target.kind == "engine")
+    return frozenset(uuid for each in gpus for uuid in each.split(","))
 
 
 def mean_until(until_ns: int, over_ns: int | None, amount: int | None) -> Span | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy import select
 
 from kvtally.agent.facts import EngineRow
+from kvtally.agent.joins import CacheTarget, caches_behind
 from kvtally.agent.ledger import schema
 from kvtally.agent.ledger.columns import quantity_columns
 from kvtally.agent.ledger.evidence import cpu, mean_until, near
@@ -25,7 +26,16 @@ if TYPE_CHECKING:
     from kvtally.agent.ledger.read import LedgerReader, Target
 
 _ALWAYS = (-(2**63), 2**63)
-_CACHE = ("load_ns", "store_ns", "loaded_tokens", "stored_tokens", "load_bytes", "store_bytes")
+_CACHE = (
+    "load_ns",
+    "store_ns",
+    "loaded_tokens",
+    "stored_tokens",
+    "load_bytes",
+    "store_bytes",
+    "dram_hit_tokens",
+    "disk_hit_tokens",
+)
 _GPU = ("gpm_ns", "graphics_ns", "tensor_ns", "observed_ns", "busy_ns", "busy_cycles", "sm_clock_mhz")
 
 
@@ -221,11 +231,8 @@ def _caches(
     reader: LedgerReader, start_ns: int, end_ns: int, targets: Mapping[int, Target], name: str
 ) -> dict[str, tuple[CacheSpan, ...]]:
     """What the caches of this engine did in the intervals that start in [start_ns, end_ns)."""
-    host = name.partition("/")[0]
     engines = {target.name for target in targets.values() if target.kind == "engine"}
-    caches = {target.name for target in targets.values() if target.kind == "cache"}
-    near_by = {cache for cache in caches if cache.partition("/")[0] == host}
-    own = _named(targets, "cache", {cache for cache in near_by if _engine_of(cache, engines) in {None, name}})
+    own = {cache.id: cache for cache in caches_behind(name, cache_targets(targets), engines)}
     c = schema.intervals["cache"].c
     query = select(c.target_id, c.start_ns, c.start_ns + c.length_ns, *(c[column] for column in _CACHE)).where(
         c.start_ns >= start_ns, c.start_ns < end_ns, c.target_id.in_(own)
@@ -236,10 +243,8 @@ def _caches(
     return {cache: tuple(found) for cache, found in sorted(spans.items())}
 
 
-def _engine_of(cache: str, engines: Collection[str]) -> str | None:
-    """The engine that a cache is named for, as a rank's own offloading is; None where it is the whole host's."""
-    while "/" in cache:
-        cache = cache.rpartition("/")[0]
-        if cache in engines:
-            return cache
-    return None
+def cache_targets(targets: Mapping[int, Target]) -> list[CacheTarget]:
+    """The caches among a ledger's targets."""
+    return [
+        CacheTarget(target.id, target.name, target.attributes) for target in targets.values() if target.kind == "cache"
+    ]

@@ -327,6 +327,7 @@ def _rate(row: Mapping[str, Any]) -> Rate:
 
 
 LABELS = ("cluster", "namespace", "tenant")
+ROLES = ("prefill", "decode", "both")
 _COUNT_DIGITS = 9
 
 
@@ -353,6 +354,9 @@ def replica_of(target: Target) -> Replica:
         _count(about.get("pipeline_parallel")) or 1,
         about.get("eager") == "1",
         str(about.get("connector", "")),
+        role if (role := about.get("role")) in ROLES else "",
+        str(about.get("group", "")),
+        Fraction(about["slices"]) if about.get("slices") else None,
     )
 
 

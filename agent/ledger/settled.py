@@ -49,6 +49,7 @@ class Parted(msgspec.Struct, gc=False):
     dram_tokens: float
     disk_tokens: float
     p2p_tokens: float
+    estimated_tokens: float = 0.0
 
 
 class Saving(msgspec.Struct, gc=False):

@@ -27,6 +27,13 @@ def name_of(by: Mapping[str, str | None]) -> str:
     return " ".join(label(dimension, value) for dimension, value in by.items()) or "all"
 
 
+def tiers_line(basis: str) -> str:
+    """How the outer tiers were told apart."""
+    if basis == "MODELLED":
+        return "dram, disk: MODELLED, by where the cache's lookups found the tokens, less what HBM held of them"
+    return "dram, disk, p2p: MEASURED, the engine tells them apart"
+
+
 def say_findings(screen: Screen, found: Iterable[Mapping[str, str]]) -> None:
     """What is not as it should be, a paragraph each."""
     for one in found:

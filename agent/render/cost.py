@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from kvtally.agent.render.answer import label, name_of, say_findings
+from kvtally.agent.render.answer import label, name_of, say_findings, tiers_line
 from kvtally.agent.render.numbers import UNKNOWN, amount, between, count, seconds, share
 from kvtally.agent.render.screen import Screen, Sheet, printable
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _TIERS = ("hbm", "dram", "disk", "p2p", "external")
+_TOLD_APART = ("dram", "disk", "p2p")
 _PARTS = ("prefill", "decode", "stall", "store")
 _OVERHEADS = ("idle", "asleep", "warm_up", "unallocated")
 
@@ -89,6 +90,8 @@ def _detail(screen: Screen, group: Mapping[str, Any], currency: str) -> None:
     screen.print(_headline(group, currency))
     screen.print()
     screen.sheet(_tokens(group), ("of prompt",))
+    if group["basis"]["tiers"] is not None:
+        screen.say(tiers_line(group["basis"]["tiers"]), style="dim", indent=2)
     screen.sheet(_time(group, currency), ("90 % interval", "share"))
     if group["cost_per_million"] is not None:
         screen.sheet(_unit_costs(group, currency), ("90 % interval", "active"))
@@ -100,6 +103,8 @@ def _law(group: Mapping[str, Any]) -> str:
     """What divides prefill from decode."""
     if group["split_law"] == "two costs":
         return "prefill and decode: by the law of two costs, a step's and a token's"
+    if group["split_law"] == "pool":
+        return "prefill and decode: each by the engines that do nothing else"
     laws = ", ".join(group["calibrations"])
     return f"prefill and decode: by the step law (calibration {laws}), scaled by {group['split_scale']:.2f}"
 
@@ -119,13 +124,15 @@ def _headline(group: Mapping[str, Any], currency: str) -> Text:
 
 def _tokens(group: Mapping[str, Any]) -> Sheet:
     tokens, basis = group["tokens"], group["basis"]["tokens"]  # of what is computed and reused: the rest is counted
+    tiers_basis = group["basis"]["tiers"]
     sheet = Sheet("tokens", "count", "of prompt", "basis")
     sheet.add("prompt", count(tokens["prompt"]), "", "MEASURED")
     sheet.add("  computed", count(tokens["computed"]), share(tokens["computed"], tokens["prompt"]), basis)
     for tier in _TIERS:
         value = tokens["cached"][tier]
         if value:
-            sheet.add(f"  reused from {tier}", count(value), share(value, tokens["prompt"]), basis)
+            how = tiers_basis or basis if tier in _TOLD_APART else basis
+            sheet.add(f"  reused from {tier}", count(value), share(value, tokens["prompt"]), how)
     sheet.add("generated", count(tokens["generated"]), "", "MEASURED")
     return sheet
 

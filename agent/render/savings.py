@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from kvtally.agent.render.answer import label, name_of, say_findings
+from kvtally.agent.render.answer import label, name_of, say_findings, tiers_line
 from kvtally.agent.render.numbers import UNKNOWN, amount, between, count, seconds
 from kvtally.agent.render.screen import Screen, Sheet, printable
 
@@ -169,6 +169,8 @@ def _detail(screen: Screen, group: Mapping[str, Any], currency: str) -> None:
             screen.say(Text(f"{name}: ", style="yellow"), reason, indent=2)
     if group["reused_tokens"]["external"] and group["reused_tokens"]["dram"] is None:
         screen.say("external: which of dram, disk and p2p served them is not told", style="dim", indent=2)
+    if group["basis"]["tiers"] is not None:
+        screen.say(tiers_line(group["basis"]["tiers"]), style="dim", indent=2)
     screen.say(f"tokens MEASURED{_bases([group])}", style="dim", indent=2)
     screen.print()
     if group["net_engine_seconds"] is not None:

@@ -6,6 +6,7 @@ fold        facts added up to groups
 sums        what is added up of a group
 spread      time or money by what it went into, with intervals
 group       a group as it prints
+gateway     what a gateway tells of the same tokens
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvtally.agent.accounts import Payment, Window, facts_in, parts_of, widened
+from kvtally.agent.disaggregation import DECODE, LOCAL_SHARE, PREFILL, without_other_half
 from kvtally.agent.finding import Finding
 from kvtally.agent.grouping import default_window, finding_json, in_order, union, unique, window_json
 from kvtally.agent.ledger.settled import charged, charged_for
 from kvtally.agent.report.fold import Fold, SummedMoney
+from kvtally.agent.report.gateway import gateway_findings
 from kvtally.agent.report.group import group_json
 from kvtally.agent.report.told import StepLaws
 from kvtally.agent.savings_money import HOLDING
@@ -74,6 +77,7 @@ def cost_report(
         found += _findings(sums)
     spans = union(fold.spans)
     real = Window(spans[0][0], spans[-1][1]) if spans else asked
+    found += gateway_findings(reader, real, targets)
     found += reader.findings(real.start_ns, real.end_ns)
     rendered = [group_json(dict(key), sums, laws.covariances) for key, sums in groups]
     return Report(real, sum(b - a for a, b in spans), book.currency, rendered, unique(found))
@@ -102,7 +106,8 @@ def _misfits(scales: Mapping[str, Scale]) -> Iterator[Finding]:
 
 def _findings(sums: Sums) -> Iterator[Finding]:
     """What a group's figures lack, and what would mend it."""
-    yield from _token_findings(sums, sums.tokens.tokens())
+    yield from _token_findings(sums, sums.counted())
+    yield from _half_findings(sums)
     if None in sums.laws:
         message = (
             "prefill and decode cannot be told apart here, so input and output have no price of their own: without "
@@ -133,3 +138,27 @@ def _token_findings(sums: Sums, tokens: Tokens) -> Iterator[Finding]:
     elif tokens.prompt and tokens.computed is None:
         message = "the engine does not tell which prompt tokens it computed, and its lookups do not add up to them"
         yield Finding("tokens_unknown", "warning", "", *span, message)
+
+
+def _half_findings(sums: Sums) -> Iterator[Finding]:
+    """What is not known of requests whose prefill and decode run on different engines."""
+    span = (sums.start_ns, sums.end_ns)
+    for pool in without_other_half(sums.roles, DECODE):
+        message = (
+            f"the engines of {pool} decode what others prefilled, and those are not here: their prompts are not "
+            "counted, so input has no price; scrape the prefill engines into the same ledger, or name their role"
+        )
+        yield Finding("prefill_elsewhere", "warning", "", *span, message)
+    for pool in without_other_half(sums.roles, PREFILL):
+        message = (
+            f"the engines of {pool} prefill what others decode, and those are not here: their answers are not "
+            "counted, so output has no price; scrape the decode engines into the same ledger, or name their role"
+        )
+        yield Finding("decode_elsewhere", "warning", "", *span, message)
+    computed, asked = sums.at_decode
+    if computed > LOCAL_SHARE * asked:
+        message = (
+            f"decode engines computed {computed} of their {asked} prompt tokens themselves: prompts that never went "
+            "through a prefill engine are in no count of input, and their time is in that of decode"
+        )
+        yield Finding("prefill_at_decode", "warning", "", *span, message)

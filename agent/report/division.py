@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from kvtally.agent.costing import apportioned
+from kvtally.agent.disaggregation import PREFILL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from kvtally.agent.savings import Loading
     from kvtally.agent.split import Split
 
-SplitLaw = Literal["step law", "two costs"]
+SplitLaw = Literal["step law", "two costs", "pool"]
 
 
 class Copies(NamedTuple):
@@ -89,6 +90,14 @@ def by_two_costs(occupied_ns: int, split: Split, copies: Copies | None) -> Divis
     left_ns = occupied_ns - sum(copies or NO_COPIES)
     prefill_ns = round(left_ns * split.point)
     return Division("two costs", prefill_ns, left_ns - prefill_ns, copies, left_ns * split.low, left_ns * split.high)
+
+
+def by_pool(occupied_ns: int, role: str, copies: Copies | None) -> Division:
+    """All of it prefill, or all of it decode, of an engine that does nothing else: no law is needed."""
+    copies = _within(occupied_ns, copies)
+    left_ns = occupied_ns - sum(copies or NO_COPIES)
+    prefill_ns = left_ns if role == PREFILL else 0
+    return Division("pool", prefill_ns, left_ns - prefill_ns, copies, prefill_ns, prefill_ns)
 
 
 def alike(occupied_ns: int, other: Division) -> Division:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvtally.agent.disaggregation import DECODE, PREFILL
 from kvtally.agent.grouping import key_of
-from kvtally.agent.report.division import NO_COPIES, alike, by_step_law, by_two_costs, copies_of
+from kvtally.agent.report.division import NO_COPIES, alike, by_pool, by_step_law, by_two_costs, copies_of
 from kvtally.agent.report.spread import TWO_COSTS
 from kvtally.agent.report.sums import TOLD_APART, Sums
 from kvtally.agent.report.told import place_of
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kvtally.agent.report.told import Told
     from kvtally.agent.split import Split
 
+_POOLS = (PREFILL, DECODE)
 _UNKNOWN_CONNECTOR = (
     "nothing tells whether the engine waits for its KV connector: name it in kvtally.toml: "
     'engine = [{ url = "…", connector = "LMCacheConnectorV1" }]'
@@ -124,6 +126,9 @@ class Fold:
             return
         if copies is None:
             sums.is_parted = False
+        if replica.role in _POOLS:
+            sums.divide(by_pool(occupied, replica.role, copies), TWO_COSTS, worked_nano)
+            return
         steps, computed = one.work.get("steps"), one.work.get("computed_tokens")
         if name in self._latest and steps == computed == 0:
             before, law = self._latest[name]
@@ -177,12 +182,11 @@ def _copies(sums: Sums, one: Facts, replica: Replica, told: Told) -> Copies | No
     external = one.work.get("external_tokens")
     if external is None:
         external = one.work.get("external_hit_tokens") or 0
-    if not (external or told.has_cache or replica.connector):
+    hands_on = replica.role in _POOLS  # then the connector alone tells of no tier
+    if replica.role == DECODE or not (external or told.has_cache or (replica.connector and not hands_on)):
         return NO_COPIES
     sums.is_outer = True
-    if told.parted is not None:
-        for tier in TOLD_APART:
-            sums.tiers[tier] += round(getattr(told.parted, f"{tier}_tokens"))
+    _tell_apart(sums, told)
     copies = copies_of(told.parted, told.loading, external_tokens=external, is_told=told.has_cache)
     if copies is None and one.state_ns.get("occupied"):
         if told.loading == "unknown":
@@ -191,3 +195,15 @@ def _copies(sums: Sums, one: Facts, replica: Replica, told: Told) -> Copies | No
             reason = _NO_STEP_LAW if told.parted is None else _NO_SECONDS
         sums.lack("stall", reason, (one.start_ns, one.end_ns))
     return copies
+
+
+def _tell_apart(sums: Sums, told: Told) -> None:
+    """Add external tokens by tier: as a law's hour has them, else by what the cache's lookups found."""
+    parted = told.parted
+    tokens = {} if parted is None else {tier: getattr(parted, f"{tier}_tokens") for tier in TOLD_APART}
+    estimated = 0.0 if parted is None else parted.estimated_tokens
+    if not any(tokens.values()) and told.looked_up is not None:
+        tokens, estimated = told.looked_up._asdict(), sum(told.looked_up)
+    for tier, amount in tokens.items():
+        sums.tiers[tier] += round(amount)
+    sums.estimated_tokens += round(estimated)

@@ -25,12 +25,15 @@ RESOURCES = ("gpu", "server", "energy", "dram", "storage", "network", "platform"
 
 def group_json(by: dict[str, str | None], sums: Sums, covariances: Covariances) -> dict[str, Any]:
     """One group as it prints; `covariances` of the calibrations that divided its time."""
-    tokens = sums.tokens.tokens()
+    tokens = sums.counted()
     tiers = _tiers(tokens, sums.tiers)
     occupied = sums.state_ns["occupied"]
     shares = None if None in sums.laws else sums.occupied.shares_of_time(covariances, parted=sums.is_parted)
     rates = sorted({sums.rates[number] for _, _, number in sums.amounts}, key=rate_text)
     modelled = "MODELLED" if sums.is_modelled else "MEASURED"
+    basis = _basis(rates)
+    if sums.is_shared and basis == "MEASURED":
+        basis = "MODELLED"
     return {
         "by": by,
         "tokens": {
@@ -52,10 +55,11 @@ def group_json(by: dict[str, str | None], sums: Sums, covariances: Covariances) 
         **_money(sums, tokens, tiers, shares, covariances),
         "basis": {
             "tokens": "MODELLED" if tokens.derived else "MEASURED",
+            "tiers": "MODELLED" if sums.estimated_tokens else "MEASURED" if any(sums.tiers.values()) else None,
             "states": modelled,
-            "cost": None if not sums.is_priced else _basis(rates),
-            "active": None if not sums.is_priced else "MODELLED" if sums.is_modelled else _basis(rates),
-            "split": None if shares is None else "MODELLED",
+            "cost": None if not sums.is_priced else basis,
+            "active": None if not sums.is_priced else "MODELLED" if sums.is_modelled else basis,
+            "split": None if shares is None else "MEASURED" if sums.laws == {"pool"} else "MODELLED",
         },
         "rates": [rate_text(rate) for rate in rates],
         "coverage": _coverage(sums),
@@ -91,10 +95,10 @@ def _share(shares: Shares | None, occupied: int) -> dict[str, float] | None:
 
 
 def _law(laws: set[str | None]) -> str | None:
-    """The law behind the group's division: the weaker one where it took both."""
-    if None in laws or not laws:
+    """The law behind the group's division: the weakest one where it took several."""
+    if None in laws:
         return None
-    return "two costs" if "two costs" in laws else "step law"
+    return next((law for law in ("two costs", "step law", "pool") if law in laws), None)
 
 
 def _scale(sums: Sums) -> float | None:

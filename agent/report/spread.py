@@ -35,7 +35,7 @@ Covariance = tuple[tuple[float, ...], ...]
 Covariances = Mapping[int | str, Covariance]  # of the logs of the parameters, by law
 
 PARTS = ("prefill", "decode", "stall", "store")
-TWO_COSTS = 0  # stands for a calibration where the law of two costs divides
+TWO_COSTS = 0  # stands for a calibration where the law of two costs divides, or where nothing needs to be divided
 _PLACES = 11  # of a price in nano-units per nanosecond: hours at the same price differ in its rounding alone
 LESS_LOADING, MORE_LOADING = 1 - LOAD_RANGE[0], LOAD_RANGE[1] - 1
 LESS_STORING, MORE_STORING = 1 - STORE_RANGE[0], STORE_RANGE[1] - 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvtally.agent.disaggregation import ASKED, DECODE, LOCAL, PREFILL, pool_of, without_other_half
 from kvtally.agent.report.spread import Spread
+from kvtally.agent.sharing import GPU_SHARED
 from kvtally.agent.states import STATES
 from kvtally.agent.unit_cost import TokenSums
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from kvtally.agent.facts import Facts
     from kvtally.agent.price import Rate
     from kvtally.agent.report.division import Division
+    from kvtally.agent.unit_cost import Tokens
 
 OVERHEADS = ("idle", "asleep", "warm_up", "unallocated")
 TOLD_APART = ("dram", "disk", "p2p")  # outer tiers that an engine may tell apart
@@ -21,10 +24,15 @@ class Sums:
     """What the facts of a group come to.
 
     amounts     nano-units by (resource, state, id of the rate); `rates` has the rates by that id
-    tiers       tokens of the outer tiers that the engine tells apart
-    laws        what divided occupied time: "step law", "two costs", None for time that nothing divides
+    tiers       tokens of the outer tiers, where they are told apart: by the engine, or, so many of them as
+                `estimated_tokens` says, by the lookups of the cache behind it
+    laws        what divided occupied time: "step law", "two costs", "pool" where an engine only does one of the two,
+                None for time that nothing divides
+    is_shared   some of its GPUs are other engines' too: what each is charged of them is worked out
     is_outer    an outer tier is at work, and `is_parted` tells whether what it takes of the engine's time is known
     step_law_ns scaled time, and what the step law had said of it
+    roles       of the engines, by the pool that serves the same requests
+    at_decode   of the prompt tokens of decode engines: those that they computed themselves, and all
     lacking     why there is no step law, and no stall: by kind of finding, the reasons and the time that they concern
     """
 
@@ -32,9 +40,10 @@ class Sums:
         self.start_ns, self.end_ns = 2**63, 0
         self.tokens = TokenSums()
         self.tiers = dict.fromkeys(TOLD_APART, 0)
+        self.estimated_tokens = 0
         self.state_ns: dict[str, int] = dict.fromkeys(STATES, 0)
         self.is_priced = self.is_parted = True
-        self.is_modelled = self.is_outer = False
+        self.is_modelled = self.is_outer = self.is_shared = False
         self.amounts: dict[tuple[str, str, int], int] = {}
         self.rates: dict[int, Rate] = {}
         self.covered_ns = 0.0
@@ -43,6 +52,8 @@ class Sums:
         self.calibrations: set[int | str] = set()
         self.occupied = Spread()
         self.step_law_ns = [0, 0.0]
+        self.roles: dict[str, set[str]] = {}
+        self.at_decode = [0, 0]
         self.lacking: dict[tuple[str, str], tuple[int, int]] = {}
 
     def add(self, one: Facts) -> None:
@@ -52,12 +63,23 @@ class Sums:
         for state, amount in one.state_ns.items():
             self.state_ns[state] += amount
         self.is_modelled |= one.modelled
+        self.is_shared |= any(finding.kind == GPU_SHARED for finding in one.findings)
         self.is_priced &= one.lines is not None
         if one.replica is not None:
             self.tokens.add(one.work, one.replica.version)
+            self.roles.setdefault(pool_of(one.replica), set()).add(one.replica.role)
+            for place, name in enumerate((LOCAL, ASKED)):
+                self.at_decode[place] += one.work.get(name) or 0
             self.covered_ns += one.covered_ns
             low, high = self.spans.get(one.replica.name, (one.start_ns, one.end_ns))
             self.spans[one.replica.name] = min(low, one.start_ns), max(high, one.end_ns)
+
+    def counted(self) -> Tokens:
+        """Its tokens; prompts are unknown where engines only decode and their prefill is not here, and the reverse."""
+        tokens = self.tokens.tokens()
+        if without_other_half(self.roles, DECODE):
+            tokens = tokens._replace(prompt=None, computed=None, hbm=None, external=None)
+        return tokens._replace(generated=None) if without_other_half(self.roles, PREFILL) else tokens
 
     def charge(self, resource: str, state: str, rate: Rate, amount_nano: int) -> None:
         """Add an amount of money."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from kvtally.agent.ledger import settled
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.settled import Parted
+from kvtally.agent.report.looked_up import Behind, tiers_looked_up
 from kvtally.agent.savings import Reason, loading_of
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from kvtally.agent.accounts import Part
     from kvtally.agent.facts import Facts, Replica
     from kvtally.agent.ledger.read import LedgerReader, Target
+    from kvtally.agent.lookup_tiers import TierTokens
     from kvtally.agent.report.spread import Covariance
     from kvtally.agent.savings import Loading
     from kvtally.agent.valuing import Laws
@@ -33,6 +35,7 @@ class Told(NamedTuple):
 
     calibration     number of the law, or the fingerprint of one that is not stored
     has_cache       a page of an outer cache tier of this engine is in the ledger
+    looked_up       external tokens by tier as that page's lookups tell, for where no law is; None where they do not
     """
 
     parted: Parted | None
@@ -40,6 +43,7 @@ class Told(NamedTuple):
     calibration: int | str
     has_cache: bool
     reasons: tuple[str, ...] = ()
+    looked_up: TierTokens | None = None
 
 
 class StepLaws:
@@ -51,10 +55,7 @@ class StepLaws:
     def __init__(self, reader: LedgerReader, targets: Mapping[int, Target]) -> None:
         self._reader = reader
         self._targets = targets
-        self._caches: dict[str, list[str]] = {}
-        for target in targets.values():
-            if target.kind == "cache":
-                self._caches.setdefault(_host(target.name), []).append(target.name)
+        self._behind = Behind(targets)
         self._stored: dict[int, Covariance] | None = None
         self._laws: Laws | None = None
         self.covariances: dict[int | str, Covariance] = {}
@@ -73,10 +74,12 @@ class StepLaws:
             if one.replica.target_id not in untold:
                 untold[one.replica.target_id] = self._untold(one.replica, is_settled=bool(part.hours))
             found[place] = untold[one.replica.target_id]
+        for place, tiers in tiers_looked_up(self._reader, part, facts, self._behind).items():
+            found[place] = found[place]._replace(looked_up=tiers)
         return found
 
     def _untold(self, replica: Replica, *, is_settled: bool) -> Told:
-        caches = self._caches.get(_host(replica.name), [])
+        caches = [cache.name for cache in self._behind.of(replica.name)]
         if not replica.shape:
             reason = _NO_SHAPE.format(model=replica.model or "?")
         else:
@@ -104,7 +107,7 @@ class StepLaws:
         return number in self._stored
 
     def _has_cache(self, target_id: int) -> bool:
-        return _host(self._targets[target_id].name) in self._caches
+        return bool(self._behind.of(self._targets[target_id].name))
 
     def _valued(self, window_ns: tuple[int, int]) -> dict[tuple[int, int], Told]:
         from kvtally.agent.valuing import Laws, valued  # noqa: PLC0415  # numpy is loaded only where there is a law
@@ -136,7 +139,3 @@ def parted_of(worth: Worth) -> Parted:
 def place_of(facts: Facts, replica: Replica) -> tuple[int, int]:
     """The hour and the target of a replica's facts."""
     return facts.period_ns - facts.period_ns % HOUR_NS, replica.target_id
-
-
-def _host(name: str) -> str:
-    return name.partition("/")[0]

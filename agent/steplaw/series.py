@@ -41,6 +41,7 @@ MFU = ("estimated_gflop", "estimated_read_bytes")
 # external tokens by the tier that they came from, counted when a request is admitted (vLLM >= 0.32)
 ADMITTED = ("admitted_host_tokens", "admitted_disk_tokens", "admitted_p2p_tokens", "admitted_unspecified_tokens")
 QUIET = 0.5  # requests running and waiting: fewer than one
+_TOGETHER_NS = 1_000_000  # pages of one tick
 AT_REST = 0.6  # share of the next sample in which the GPUs work; the gauges are stale during a chunk without output
 
 
@@ -49,6 +50,14 @@ class Histogram(NamedTuple):
 
     edges: Array
     counts: Array
+
+
+class Hits(NamedTuple):
+    """What lookups in the cache behind the engine found up to each scrape, and the intervals that it tells of."""
+
+    dram: Array
+    disk: Array
+    told: Flags
 
 
 class Logged(NamedTuple):
@@ -74,6 +83,7 @@ class Series(NamedTuple):
     loads, stores   cumulative seconds of the outer tiers, spread over the work since their last report
     resting     k shares of work right after the scrape
     logged      requests of a log, where there is one: exact pairs instead of histograms
+    hits        of the cache that found the most, None where none tells DRAM from storage
     """
 
     epoch_ns: int
@@ -94,6 +104,7 @@ class Series(NamedTuple):
     missing: tuple[str, ...]
     is_starving_told: bool
     logged: Logged | None = None
+    hits: Hits | None = None
 
     def over(self, name: str, start: Index, end: Index) -> Array:
         """A quantity's increase between scrapes."""
@@ -161,6 +172,7 @@ def series_of(observed: Observed, epoch_ns: int | None = None) -> Series:
         _resting(observed.worked, ends),
         missing,
         any(one.row.value("waiting_for_capacity") is not None for one in rows),
+        hits=_hits(observed.caches, np.array(ends)),
     )
 
 
@@ -251,7 +263,7 @@ def _cache_seconds(
         raw = np.zeros(len(ends))
         for span in spans:
             amount = seconds_ns(span) or 0
-            place = int(np.searchsorted(ends, span.end_ns - 1_000_000, "left"))
+            place = int(np.searchsorted(ends, span.end_ns - _TOGETHER_NS, "left"))
             if amount and 0 < place < len(raw):
                 raw[place] += amount / 1e9
         reported = np.cumsum(raw)
@@ -263,3 +275,20 @@ def _cache_seconds(
             before = int(place)
         total = np.maximum(total, reported)
     return total
+
+
+def _hits(caches: Mapping[str, Sequence[CacheSpan]], ends: NDArray[np.int64]) -> Hits | None:
+    """Hits by tier, as they were reported; several pages of one cache repeat each other, so that one of them counts."""
+    best: Hits | None = None
+    for spans in caches.values():
+        dram, disk, told = np.zeros(len(ends)), np.zeros(len(ends)), np.zeros(len(ends), dtype=bool)
+        for span in spans:
+            told[1:] |= (ends[:-1] < span.end_ns) & (ends[1:] > span.start_ns)
+            place = int(np.searchsorted(ends, span.end_ns - _TOGETHER_NS, "left"))
+            if 0 < place < len(ends):
+                dram[place] += span.dram_hit_tokens or 0
+                disk[place] += span.disk_hit_tokens or 0
+        tells = any(None not in {span.dram_hit_tokens, span.disk_hit_tokens} for span in spans)
+        if tells and (best is None or (dram + disk).sum() > best.dram[-1] + best.disk[-1]):
+            best = Hits(np.cumsum(dram), np.cumsum(disk), told)
+    return best

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from kvtally.agent.calibration import PARAMETERS
+from kvtally.agent.lookup_tiers import LEAST_SECONDS, TierTokens, estimated
 from kvtally.agent.steplaw.chunks import budget_of, chunked, clock_of
 from kvtally.agent.steplaw.law import GAP, Steps, prefill_seconds, working_seconds
 from kvtally.agent.steplaw.mfu import coupling_share
@@ -34,6 +35,7 @@ CLOCK_STEP = 0.05
 MIXED = COUPLINGS.index("mixed")
 KNOWN_COUPLING = 0.25  # of the couplings' range that stays open where MFU counters tell the attention work
 OUTER = ("dram", "disk", "p2p")
+A_TOKEN = 0.5  # what is less of one is rounding
 _ADMITTED = {"dram": "admitted_host_tokens", "disk": "admitted_disk_tokens", "p2p": "admitted_p2p_tokens"}
 
 
@@ -163,6 +165,7 @@ def _counted(series: Series, start: int, end: int) -> Worth:
     total = sum(admitted.values()) + over("admitted_unspecified_tokens")
     # admission and first token differ by the requests in flight: the shares are what counts
     shares = {tier: outer * tokens / total if total else 0.0 for tier, tokens in admitted.items()}
+    found = _looked_up(series, start, end, outer - sum(shares.values()))
     return NOTHING._replace(
         loads=float(series.loads[end] - series.loads[start]),
         stores=float(series.stores[end] - series.stores[start]),
@@ -171,14 +174,25 @@ def _counted(series: Series, start: int, end: int) -> Worth:
         preemptions=over("preemptions"),
         hbm_tokens=over("hbm_tokens"),
         external_tokens=outer,
-        dram_tokens=shares["dram"],
-        disk_tokens=shares["disk"],
+        dram_tokens=shares["dram"] + found.dram,
+        disk_tokens=shares["disk"] + found.disk,
         p2p_tokens=shares["p2p"],
         computed_tokens=over("computed_tokens"),
         worked_seconds=float(series.worked[end] - series.worked[start]) if known else None,
         seconds=float(lengths.sum()),
         starved_seconds=float(lengths[starved].sum()) if series.is_starving_told else None,
+        estimated_tokens=found.dram + found.disk,
     )
+
+
+def _looked_up(series: Series, start: int, end: int, unnamed: float) -> TierTokens:
+    """Tiers of the external tokens that the engine does not name, as far as a cache tells of their time."""
+    hits = series.hits
+    if hits is None or unnamed < A_TOKEN or series.at[end] - series.at[start] < LEAST_SECONDS:
+        return TierTokens(0.0, 0.0)
+    loaded = np.diff(series.totals["external_tokens"][start : end + 1])
+    seen = float(loaded[hits.told[start + 1 : end + 1]].sum() / loaded.sum())
+    return estimated(unnamed * seen, *(float(found[end] - found[start]) for found in (hits.dram, hits.disk)))
 
 
 def around(law: Law, place: int) -> Iterator[Law]:

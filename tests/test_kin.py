@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.ledgers import HOUR, SECOND, START, Deployment, FakeEngine, new_ledger, reader_of
+
+from kvtally.agent.kin import kin_of
+from kvtally.agent.replica import About
+from kvtally.collectors.base import Reading
+from kvtally.collectors.quantities import QUANTITIES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from kvtally.agent.observed import CacheSpan
+
+FIRST, SECOND_ENGINE = "10.0.0.1:8000/0", "10.0.0.2:8000/0"
+SERVER = "10.0.0.9:8180/lmcache_mp"
+
+
+class Server(FakeEngine):
+    """An LMCache server that both engines load from."""
+
+    def __init__(self, engines: str = "10.0.0.1:8000,10.0.0.2:8000") -> None:
+        super().__init__(SERVER)
+        self.attributes = {"engines": engines}
+        self.counts = dict.fromkeys((quantity.name for quantity in QUANTITIES["cache"]), 0.0)
+
+    def reading(self) -> Reading:
+        return Reading("cache", self.name, self.attributes, tuple(self.counts.values()), self.epoch)
+
+
+def caches_of(path: str) -> Mapping[str, tuple[CacheSpan, ...]]:
+    """What each engine is charged of the server, by the engine's name."""
+    with closing(reader_of(path)) as reader:
+        found = kin_of(reader, (START, START + 3 * HOUR), reader.targets())
+    return {one.name: one.observed.caches.get(SERVER, ()) for kin in found for one in kin.subjects}
+
+
+def serve(
+    path: str, loads: Mapping[int, tuple[int, int]], server: Server, *, roles: tuple[str, str] = ("", "")
+) -> None:
+    """Each hour the engines load that many tokens and compute 1,000 and 3,000, and the server tells what it did."""
+    engines = FakeEngine(FIRST), FakeEngine(SECOND_ENGINE)
+    abouts = {
+        one.name.partition("/")[0]: About(gpus=(), facts={"role": role} if role else {})
+        for one, role in zip(engines, roles, strict=True)
+    }
+    deployment = Deployment(path, abouts)
+    deployment.scrape(START, [*engines, server])
+    for hour, loaded in sorted(loads.items()):
+        for engine, tokens, computed in zip(engines, loaded, (1000, 3000), strict=True):
+            engine.serve(computed=computed)
+            engine.counts["external_tokens"] += tokens
+            engine.counts["prompt_tokens"] += tokens
+        server.counts["load_ns"] += 4.0
+        server.counts["store_ns"] += 2.0
+        server.counts["dram_hit_tokens"] += 600
+        server.counts["disk_hit_tokens"] += 400
+        deployment.scrape(START + hour * HOUR + 20 * SECOND, [*engines, server])
+        deployment.scrape(START + hour * HOUR + HOUR, [*engines, server])
+    deployment.close()
+
+
+def sums(spans: tuple[CacheSpan, ...], name: str) -> int:
+    return sum(getattr(one, name) or 0 for one in spans)
+
+
+def test_a_server_of_two_engines_is_shared_by_what_each_loaded_and_stored(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    serve(path, {0: (300, 100)}, Server())
+    found = caches_of(path)
+    # loads 3 : 1, and stores as what had to be computed, 1 : 3
+    for name, load_ns, store_ns, dram, disk in (
+        (FIRST, 3 * SECOND, SECOND // 2, 450, 300),
+        (SECOND_ENGINE, SECOND, 3 * SECOND // 2, 150, 100),
+    ):
+        assert [sums(found[name], one) for one in ("load_ns", "store_ns", "dram_hit_tokens", "disk_hit_tokens")] == [
+            load_ns,
+            store_ns,
+            dram,
+            disk,
+        ]
+
+
+def test_hour_by_hour_the_engine_that_worked_is_charged(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    serve(path, {0: (300, 0), 1: (0, 900)}, Server())
+    found = caches_of(path)
+    by_hour = {
+        name: [sums(tuple(one for one in spans if one.start_ns // HOUR == hour), "load_ns") for hour in hours()]
+        for name, spans in found.items()
+    }
+    assert by_hour == {FIRST: [4 * SECOND, 0], SECOND_ENGINE: [0, 4 * SECOND]}
+
+
+def hours() -> tuple[int, int]:
+    return START // HOUR, START // HOUR + 1
+
+
+def test_what_nobody_loaded_is_shared_alike(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    serve(path, {0: (0, 0)}, Server())
+    assert [sums(spans, "load_ns") for spans in caches_of(path).values()] == [2 * SECOND, 2 * SECOND]
+
+
+def test_an_engine_that_the_server_does_not_serve_is_charged_nothing(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    serve(path, {0: (300, 100)}, Server("10.0.0.1:8000"))
+    found = caches_of(path)
+    assert sums(found[FIRST], "load_ns") == 4 * SECOND
+    assert found[SECOND_ENGINE] == ()
+
+
+@pytest.mark.parametrize("decodes", [False, True])
+def test_a_decode_engine_is_handed_its_tokens_and_loads_none(tmp_path: Path, decodes: bool) -> None:
+    path = new_ledger(tmp_path)
+    serve(path, {0: (300, 100)}, Server(), roles=("", "decode" if decodes else ""))
+    assert sums(caches_of(path)[FIRST], "load_ns") == (4 if decodes else 3) * SECOND
