@@ -1,4 +1,4 @@
-"""Finds the engines that serve on this host without being told: listening ports, processes, GPUs."""
+"""Finds the engines that serve on this host, and the pages of their caches: listening ports, processes, GPUs."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from kvtally.agent import placement
+from kvtally.agent import engine_command, placement
 from kvtally.collectors.host import descendants, parents
+from kvtally.collectors.registry import SOURCES, sources_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from kvtally.agent.placement import Host
 
-DEFAULT_PORTS = (*range(8000, 8011), 8200)  # 8200: vLLM behind llm-d's routing sidecar, which takes 8000
 LISTENING = "0A"
-ENGINE_PAGE = re.compile(rb"^vllm[:_]", re.MULTILINE)
-BIRTH = re.compile(rb"^vllm[:_]prompt_tokens_created.*", re.MULTILINE)
+PATH = "/metrics"
+PATH_OF_TENSORRT_LLM = "/prometheus/metrics"  # its /metrics is JSON of another kind
+BIRTH = re.compile(rb"^vllm[:_]prompt_tokens_created.*", re.MULTILINE)  # the same on every port that shows an engine
 UNSEEN = "its process is not to be seen here: it needs the same user or root, and the same PID namespace"
 
 
 class FoundEngine(NamedTuple):
     """One engine that answers here.
 
-    url                base address, "http://127.0.0.1:8000"; its page is /metrics below it
+    url                its page, "http://127.0.0.1:8000/metrics"
     name               "127.0.0.1:8000"
     pid                root of its process tree, None where it is not to be seen
     gpus               UUIDs in the order of its ranks; () for none, None for unknown
     gpu_evidence       what decided, or why nothing did
-    data_parallel      ranks that this server runs here; they split `gpus` in order
+    data_parallel      ranks that this server runs here and shows apart; they split `gpus` in order
     logs_scrapes       whether it writes a line for every scrape; None where its command line is not to be seen
     kv_paths           directories of its KV cache tiers, as the engine's own mount namespace names them
     command_pid        the process whose command line tells how it is run: `pid`, or the supervisor above it where
@@ -56,6 +57,28 @@ class FoundEngine(NamedTuple):
     command_pid: int | None = None
 
 
+class FoundPage(NamedTuple):
+    """A page of this host that is no engine's.
+
+    sources     that it shows (kvtally.collectors.registry)
+    pid         of its server, None where that is not to be seen
+    kv_paths    directories of KV that the server's command line names, in its own mount namespace
+    """
+
+    url: str
+    name: str
+    sources: tuple[str, ...]
+    pid: int | None = None
+    kv_paths: tuple[str, ...] = ()
+
+
+class Discovered(NamedTuple):
+    """What answers on the ports that were asked, in their order."""
+
+    engines: tuple[FoundEngine, ...]
+    pages: tuple[FoundPage, ...]
+
+
 class Listener(NamedTuple):
     """A listening port: the hosts to try it by, and the inodes of its sockets."""
 
@@ -69,7 +92,7 @@ class _Server(NamedTuple):
 
     holder: int | None = None  # the process that serves it
     root: int | None = None  # the topmost process of the engine
-    is_vllm: bool = False  # by its command line
+    is_engine: bool = False  # by its command line
     stranger: str = ""  # the program that holds the port, where it is no engine
 
 
@@ -78,35 +101,46 @@ class _Answer(NamedTuple):
 
     port: int
     host: str
+    path: str
+    kind: str
     version: str | None
     birth: bytes
     server: _Server
 
 
-def find_engines(
+def find(
     ports: Iterable[int],
     probe: Callable[[str], bytes | None],
     proc: str = "/proc",
     *,
     gpu_uuids_by_index: Sequence[str] | None = None,
     compute_pids: Mapping[str, Sequence[int]] | None = None,
-) -> list[FoundEngine]:
-    """Find the engines on these ports and map each to its GPUs, in the order of the ports.
+    mig_instances: Mapping[str, Sequence[str]] | None = None,
+) -> Discovered:
+    """Find the engines on these ports and map each to its GPUs, and the other pages that kvtally reads.
 
     `probe` gives the body of a URL or None, within its own time-out. `gpu_uuids_by_index` and `compute_pids` are
     NVML's; None where there is no NVML, which is not the same as no GPU.
     """
     processes = _Processes(proc)
-    asked = (_ask(listener, probe, processes) for listener in listeners(ports, proc))
-    answers = _each_engine_once([answer for answer in asked if answer is not None])
-    host = placement.Host(gpu_uuids_by_index, compute_pids or {}, placement.accelerator_driver(proc))
+    asked = [_ask(listener, probe, processes) for listener in listeners(ports, proc)]
+    answers = _each_engine_once([answer for answer in asked if isinstance(answer, _Answer)])
+    has_own_pids = bool(compute_pids) and not placement.numbers_as_host(proc)
+    host = placement.Host(
+        gpu_uuids_by_index,
+        {} if has_own_pids else compute_pids or {},
+        placement.accelerator_driver(proc),
+        mig_instances or {},
+        has_own_pids,
+    )
     roots = [answer.server.root for answer in answers]
-    return [
+    engines = tuple(
         _engine(
             answer, processes, host, shares_root=roots.count(answer.server.root) > 1, is_only_engine=len(answers) == 1
         )
         for answer in answers
-    ]
+    )
+    return Discovered(engines, tuple(page for page in asked if isinstance(page, FoundPage)))
 
 
 #   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -159,15 +193,25 @@ def _hosts(address: str) -> tuple[str, ...]:
     return (".".join(map(str, packed)),) if len(packed) == 4 and packed[0] == 127 else ()  # noqa: PLR2004  # 127.0.0.0/8
 
 
-def _ask(listener: Listener, probe: Callable[[str], bytes | None], processes: _Processes) -> _Answer | None:
-    """Ask a port for an engine's page, and the kernel for the process behind it."""
+def _ask(listener: Listener, probe: Callable[[str], bytes | None], processes: _Processes) -> _Answer | FoundPage | None:
+    """Ask a port for a page that is read, and where it is an engine's the kernel for the process behind it."""
     for host in listener.hosts:
-        page = probe(f"http://{host}:{listener.port}/metrics")
-        if page is None or not ENGINE_PAGE.search(page):
+        path, page = PATH, probe(f"http://{host}:{listener.port}{PATH}")
+        shown: tuple[str, ...] = ()
+        if page is not None and not (shown := sources_on(page)):
+            path, page = PATH_OF_TENSORRT_LLM, probe(f"http://{host}:{listener.port}{PATH_OF_TENSORRT_LLM}")
+            shown = () if page is None else sources_on(page)
+        if page is None or not shown:
             continue
+        kind = next((name for name in shown if SOURCES[name].is_engine), None)
+        if kind is None:
+            pid = processes.behind(listener.inodes).holder
+            arguments, environment = processes.told(pid)
+            paths = engine_command.kv_paths(arguments, environment)
+            return FoundPage(f"http://{host}:{listener.port}{path}", f"{host}:{listener.port}", shown, pid, paths)
         version = version_told(probe(f"http://{host}:{listener.port}/version"))
         birth = b"\n".join(BIRTH.findall(page))
-        return _Answer(listener.port, host, version, birth, processes.behind(listener.inodes))
+        return _Answer(listener.port, host, path, kind, version, birth, processes.behind(listener.inodes))
     return None
 
 
@@ -189,7 +233,7 @@ def _each_engine_once(answers: list[_Answer]) -> list[_Answer]:
     """
 
     def rank(answer: _Answer) -> tuple[bool, bool, int]:
-        return answer.server.is_vllm, answer.server.root is not None, answer.port
+        return answer.server.is_engine, answer.server.root is not None, answer.port
 
     kept: dict[object, _Answer] = {}
     for answer in sorted(answers, key=rank):
@@ -203,12 +247,12 @@ def _engine(
     """Describe one engine. Servers below one root (a data-parallel supervisor) are each their own process tree."""
     server = answer.server
     root = server.holder if shares_root else server.root
-    arguments, environment = ((), {}) if root is None else (processes.arguments(root), processes.environment(root))
-    needed = placement.sizes(arguments)
+    arguments, environment = processes.told(root)
+    needed = engine_command.sizes(arguments)
     command_pid = root
-    if shares_root and server.root is not None and placement.is_title(arguments):
+    if shares_root and server.root is not None and engine_command.is_title(arguments):
         command_pid = server.root
-        needed = placement.sizes(processes.arguments(command_pid))._replace(data=1)
+        needed = engine_command.sizes(processes.arguments(command_pid))._replace(data=1)
     if answer.version is not None and answer.version.endswith("+cpu"):
         where = placement.Placement((), f"a CPU build of vLLM, {answer.version}")
     elif server.stranger:
@@ -217,19 +261,21 @@ def _engine(
         where = placement.place(needed, environment, processes.tree(root), host, is_only_engine=is_only_engine)
         if where.gpus is None and root is None:
             where = where._replace(evidence=f"{where.evidence}; {UNSEEN}")
+    # the pages of other engines add up what their ranks count
+    ranks = needed.data if answer.kind == "vllm" else 1
     return FoundEngine(
-        url=f"http://{answer.host}:{answer.port}",
+        url=f"http://{answer.host}:{answer.port}{answer.path}",
         name=f"{answer.host}:{answer.port}",
         pid=root,
         version=answer.version,
-        engine_kind="vllm",
+        engine_kind=answer.kind,
         gpus=where.gpus,
         gpu_evidence=where.evidence,
         tensor_parallel=needed.tensor,
         pipeline_parallel=needed.pipeline,
-        kv_paths=placement.kv_paths(arguments, environment),
-        data_parallel=None if needed.gpus is None else needed.data,
-        logs_scrapes=placement.logs_scrapes(arguments),
+        kv_paths=engine_command.kv_paths(arguments, environment),
+        data_parallel=None if needed.gpus is None else ranks,
+        logs_scrapes=engine_command.logs_scrapes(arguments),
         command_pid=command_pid,
     )
 
@@ -249,15 +295,15 @@ class _Processes:
             return _Server()
         root = self._root(holder)
         if root is not None:
-            return _Server(holder, root, is_vllm=True)
+            return _Server(holder, root, is_engine=True)
         arguments = self.arguments(holder)
         program = PurePosixPath(arguments[0]).name if arguments else "a process without a command line"
         if program == "docker-proxy":
             contained = self._in_container(arguments)
-            return _Server(stranger=program) if contained is None else _Server(contained, contained, is_vllm=True)
-        below = (pid for pid in self.tree(holder) if placement.is_vllm(self.arguments(pid)))
+            return _Server(stranger=program) if contained is None else _Server(contained, contained, is_engine=True)
+        below = (pid for pid in self.tree(holder) if engine_command.engine_of(self.arguments(pid)))
         if program.startswith("python") or next(below, None) is not None:
-            return _Server(holder, holder)  # vLLM inside a program of somebody's own
+            return _Server(holder, holder)  # an engine inside a program of somebody's own
         return _Server(stranger=program)
 
     def arguments(self, pid: int) -> tuple[str, ...]:
@@ -267,7 +313,11 @@ class _Processes:
     def environment(self, pid: int) -> dict[str, str]:
         """The few variables that place an engine; nothing else leaves here."""
         pairs = (text.partition("=") for text in self._strings(pid, "environ"))
-        return {name: value for name, _, value in pairs if name in placement.VARIABLES}
+        return {name: value for name, _, value in pairs if name in engine_command.VARIABLES}
+
+    def told(self, pid: int | None) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Both of a process that may be unknown."""
+        return ((), {}) if pid is None else (self.arguments(pid), self.environment(pid))
 
     def tree(self, root: int | None) -> list[int]:
         """A process and all below it."""
@@ -284,11 +334,11 @@ class _Processes:
         return [word.decode("utf-8", "replace") for word in content.split(b"\0")] if content else []
 
     def _root(self, pid: int) -> int | None:
-        """The topmost of a process and its ancestors whose command line is vLLM's."""
+        """The topmost of a process and its ancestors whose command line is an engine's."""
         root, seen = None, set[int]()
         while pid in self._parents and pid not in seen:
             seen.add(pid)
-            if placement.is_vllm(self.arguments(pid)):
+            if engine_command.engine_of(self.arguments(pid)):
                 root = pid
             pid = self._parents[pid]
         return root
@@ -308,9 +358,9 @@ class _Processes:
 
     # docker-proxy -proto tcp -host-ip 0.0.0.0 -host-port 8000 -container-ip 172.17.0.2 -container-port 8000
     def _in_container(self, proxy: Sequence[str]) -> int | None:
-        """The engine behind a published port: the one vLLM root in the network namespace of the container's address."""
-        address = placement.options(proxy).get("-container-ip", "none")
+        """The engine behind a published port: the one root in the network namespace of the container's address."""
+        address = engine_command.options(proxy).get("-container-ip", "none")
         pattern = re.compile(rb"-- %b\s" % re.escape(address.encode()))
-        vllm = (pid for pid in self._parents if placement.is_vllm(self.arguments(pid)))
-        roots = {self._root(pid) for pid in vllm if pattern.search(self._content(pid, "net/fib_trie"))}
+        engines = (pid for pid in self._parents if engine_command.engine_of(self.arguments(pid)))
+        roots = {self._root(pid) for pid in engines if pattern.search(self._content(pid, "net/fib_trie"))}
         return roots.pop() if len(roots) == 1 else None

@@ -4,67 +4,109 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvtally.agent.identity import BY_SOURCE_SINCE, CLEAN_SINCE, version_of
+from kvtally.agent.readiness import (
+    Around,
+    Lacking,
+    Readiness,
+    missing_of,
+    readiness,
+    shared_gpus,
+    unknown,
+    value,
+)
 from kvtally.collectors.base import Collector, Reading, Scrape, scrape
 from kvtally.collectors.quantities import QUANTITIES
+from kvtally.collectors.registry import SOURCES, titles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from kvtally.agent.config import Config
+    from kvtally.agent.look import Found
     from kvtally.agent.replica import About
-    from kvtally.agent.sources import Found, Sources
-
-
-class Missing(NamedTuple):
-    """Something that is not told, what is lost by it, and how to get it."""
-
-    what: str
-    costs: str
-    hint: str = ""
+    from kvtally.agent.sources import Sources
+    from kvtally.collectors.side_page import SidePage
 
 
 class Checked(NamedTuple):
-    """One target's state: ok, partial, no_data or failed."""
+    """One target's state: ok, partial, no_data or failed.
+
+    counted, not_counted   quantities that its readings tell, and those that they do not
+    readiness              of an engine, for savings; None for anything else, and for one that cannot be read
+    warnings               what is unsafe in how it is reached
+    """
 
     target: str
     state: str
     summary: str
-    missing: tuple[Missing, ...] = ()
+    missing: tuple[Lacking, ...] = ()
     hint: str = ""
+    version: str = ""
+    counted: tuple[str, ...] = ()
+    not_counted: tuple[str, ...] = ()
+    readiness: Readiness | None = None
+    warnings: tuple[str, ...] = ()
 
 
-# quantity of an engine -> what is lost without it, what to do
-_WANTED: Mapping[str, tuple[str, str]] = {
-    "prompt_tokens": ("no cost per token at all", "is this vLLM with log stats? --disable-log-stats must not be set"),
-    "generated_tokens": ("no cost per output token", "as above"),
-    "steps": ("prefill and decode cannot be told apart; idle time is guessed from the gauges", ""),
-    "first_tokens": ("time to first token is unknown", ""),
-    "running_requests": ("idle and occupied time are guessed from finished requests", ""),
-    "prefill_ns": ("occupied time at the edges of work is guessed", ""),
-    "prefix_hit_tokens": ("reuse is not counted", "prefix caching may be off: --enable-prefix-caching"),
-    "awake": ("a sleeping engine counts as idle", "vLLM tells since 0.11.1"),
-    "kv_usage_ppm": ("nobody knows how full the KV cache is", ""),
+# connector, by the beginning of its class -> how its own families are had
+_OUTER: Mapping[str, str] = {
+    "LMCacheMP": 'list the page of LMCache\'s server (--http-port): page = [{ url = "http://127.0.0.1:8080/metrics" }]',
+    "LMCache": "export PROMETHEUS_MULTIPROC_DIR before `vllm serve`, the same for all its processes; or set "
+    "internal_api_server_enabled: true in LMCache's config and list its port (6999 and on) under [[page]]",
+    "Mooncake": "list the page of Mooncake's client under [[page]]",
+    "Dynamo": "set DYN_KVBM_METRICS=true; KVBM's page is on port 6880",
+    "": "export PROMETHEUS_MULTIPROC_DIR before `vllm serve`, the same for all its processes; an LMCache server, "
+    "Mooncake or KVBM has a page of its own: list it under [[page]]",
 }
+
+
+class Taken(NamedTuple):
+    """Every source, read once."""
+
+    engines: Mapping[str, Scrape]
+    others: Mapping[str, Scrape]
+
+    def readings(self, kind: str) -> list[Reading]:
+        """All readings of a kind."""
+        every = (*self.engines.values(), *self.others.values())
+        return [reading for taken in every for reading in taken.readings if reading.kind == kind]
 
 
 def examine(
     config: Config, sources: Sources, found: Found, clock_ns: Callable[[], int], others: Sequence[Collector]
 ) -> list[Checked]:
     """Read every source once and judge it; `others` are the sources beside the engines."""
-    readings: dict[str, Scrape] = {}
-    for collector in others:
-        readings[collector.source] = scrape(collector, clock_ns)
+    taken = Taken(
+        {page.name: scrape(page, clock_ns) for page in sources.engines},
+        {collector.source: scrape(collector, clock_ns) for collector in others},
+    )
+    config = found.config or config
+    unsafe = _unsafe(config)
     checked = [
-        _engine(page.name, scrape(page, clock_ns), sources.abouts[page.name], restricted=page.restricted)
-        for page in sources.engines
+        _engine(page.name, page.url, sources.abouts, taken, restricted=page.restricted) for page in sources.engines
     ]
     if not checked:
         checked.append(_no_engine(config))
-    if found.gpu_indices is None and not any(source == "nvml" for source in readings):
+    if "nvml" not in taken.others and not taken.readings("gpu"):
         checked.append(_no_gpu(config))
-    checked += [_other(source, taken) for source, taken in readings.items()]
-    return checked
+    pages = {page.source: page for page in sources.pages}
+    names = {page.name for page in sources.engines}
+    for collector in others:
+        own = _other(taken.others[collector.source], pages.get(collector.source), names)
+        limits = [Lacking(what, why) for what, why in getattr(collector, "limits", {}).items()]
+        checked.append(own._replace(missing=(*own.missing, *limits)))
+    checked += [Checked("scrape.file_sd", "partial", complaint) for complaint in found.complaints]
+    return [one._replace(warnings=unsafe.get(one.target, ())) for one in checked]
+
+
+def _unsafe(config: Config) -> dict[str, tuple[str, ...]]:
+    """What is unsafe in how engines and pages are reached, by target."""
+    listed = (
+        [(f"engine {one.name}", one) for one in config.engines],
+        [(f"page:{one.name}", one) for one in config.pages],
+    )
+    told = {target: one.access.for_endpoint().warning(one.url) for each in listed for target, one in each}
+    return {target: (warning,) for target, warning in told.items() if warning}
 
 
 def _no_engine(config: Config) -> Checked:
@@ -72,7 +114,7 @@ def _no_engine(config: Config) -> Checked:
     if not config.scrape.discover:
         return Checked("engine", "failed", "the config names none, and looking for them is switched off", (), hint)
     ports = _runs(config.scrape.ports)
-    return Checked("engine", "failed", f"no vLLM engine answers on this host's ports {ports}", (), hint)
+    return Checked("engine", "failed", f"no engine answers on this host's ports {ports}", (), hint)
 
 
 def _runs(numbers: Sequence[int]) -> str:
@@ -86,121 +128,177 @@ def _runs(numbers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]} to {run[-1]}" if run[-1] > run[0] else str(run[0]) for run in runs)
 
 
-def _engine(name: str, taken: Scrape, about: About, *, restricted: bool) -> Checked:
-    target = f"engine {name}"
-    if taken.outcome != "ok":
-        return Checked(target, "failed", taken.reason, (), taken.hint)
-    engines = [reading for reading in taken.readings if reading.kind == "engine"]
-    caches = [reading for reading in taken.readings if reading.kind == "cache"]
+def _engine(name: str, url: str, abouts: Mapping[str, About], taken: Taken, *, restricted: bool) -> Checked:
+    target, scraped, about = f"engine {name}", taken.engines[name], abouts[name]
+    if scraped.outcome != "ok":
+        return Checked(target, "failed", scraped.reason, (), scraped.hint)
+    engines = [reading for reading in scraped.readings if reading.kind == "engine"]
+    caches = [reading for reading in scraped.readings if reading.kind == "cache"]
+    caches += [one for one in taken.readings("cache") if name in one.attributes.get("engines", "").split(",")]
     if not engines:
-        return Checked(target, "failed", "the page names no engine", (), "is this vLLM's own /metrics?")
+        return Checked(target, "failed", "the page names no engine", (), "is this the engine's own /metrics?")
     first = engines[0]
-    missing = [*_families(first), *_version(first), *_mapping(name, about)]
-    external = _value(first, "external_tokens")
-    if external and not caches:
-        missing.append(
-            Missing(
-                "LMCache's families",
-                "tokens come from an outer tier, and which tier and how long loading took is unknown",
-                "export PROMETHEUS_MULTIPROC_DIR before `vllm serve`, the same for all its processes",
-            )
-        )
-    version = first.attributes.get("version", "version unknown")
-    parts = [f"vLLM {version}", first.attributes.get("model", "")]
-    parts.append(f"{len(engines)} ranks" if len(engines) > 1 else "")
-    parts += [f"cache: {cache.attributes.get('cache')}" for cache in caches]
-    parts.append("asked for the wanted families alone" if restricted else "whole page read")
+    missing = missing_of(first, about, url)
+    if value(first, "external_tokens") and not caches:
+        connector = about.facts.get("connector", "")
+        hint = next(hint for start, hint in _OUTER.items() if connector.startswith(start))
+        lost = "tokens come from an outer tier, and which tier and how long loading took is unknown"
+        missing.append(Lacking("the outer tier's families", lost, hint))
+    counted, not_counted = _counted(engines)
+    around = Around(
+        {reading.name: reading for reading in taken.readings("gpu")},
+        next((one for one in taken.readings("process") if one.name == name), None),
+        shared_gpus(abouts, name),
+        url,
+    )
     state = "partial" if missing else "ok"
-    if _value(first, "prompt_tokens") is None and _value(first, "generated_tokens") is None:
+    if value(first, "prompt_tokens") is None and value(first, "generated_tokens") is None:
         state = "failed"  # there is nothing to meter
-    return Checked(target, state, ", ".join(part for part in parts if part), tuple(missing))
+    return Checked(
+        target,
+        state,
+        _summary(engines, caches, restricted=restricted),
+        tuple(missing),
+        version=first.attributes.get("version", ""),
+        counted=counted,
+        not_counted=not_counted,
+        readiness=readiness(first, about, around),
+    )
 
 
-def _value(reading: Reading, quantity: str) -> float | None:
-    names = [one.name for one in QUANTITIES[reading.kind]]
-    return reading.values[names.index(quantity)]
+def _summary(engines: Sequence[Reading], caches: Sequence[Reading], *, restricted: bool) -> str:
+    first = engines[0].attributes
+    kind = first.get("engine", "")
+    title = SOURCES[kind].title if kind in SOURCES else kind
+    parts = [f"{title} {first.get('version', 'version unknown')}", first.get("model", "")]
+    parts.append(f"{len(engines)} ranks" if len(engines) > 1 else "")
+    parts += [f"cache: {cache.attributes.get('cache') or cache.attributes.get('source')}" for cache in caches]
+    parts.append("asked for the wanted families alone" if restricted else "whole page read")
+    return ", ".join(part for part in parts if part)
 
 
-def _families(reading: Reading) -> list[Missing]:
-    return [
-        Missing(quantity, costs, hint)
-        for quantity, (costs, hint) in _WANTED.items()
-        if _value(reading, quantity) is None
-    ]
-
-
-def _version(reading: Reading) -> list[Missing]:
-    release = version_of(reading.attributes.get("version"))
-    by_source = _value(reading, "computed_tokens") is not None
-    if release is None:
-        return [
-            Missing(
-                "the engine's version",
-                "the identity of its token counters is checked in the form that its families suggest",
-                "/version does not answer; a proxy in front of the engine may hide it",
-            )
-        ]
-    if not by_source:
-        older = release < BY_SOURCE_SINCE
-        return [
-            Missing(
-                "prompt tokens by source",
-                "computed tokens are derived from lookups, which are counted on every scheduling attempt",
-                "vLLM counts them since 0.16: upgrade" if older else "",
-            )
-        ]
-    if release < CLEAN_SINCE:
-        return [
-            Missing("clean counts of recomputed tokens", "checked in the form of vLLM 0.16 to 0.19", "clean since 0.20")
-        ]
-    return []
-
-
-def _mapping(target: str, about: About) -> list[Missing]:
-    if about.gpus is None:
-        return [
-            Missing(
-                "which GPUs it holds",
-                "no money: tokens and seconds only",
-                f'{about.mapping}. In kvtally.toml: engine = [{{ url = "http://{target}/metrics", gpus = ["GPU-…"] }}]',
-            )
-        ]
-    return []
+def _counted(readings: Sequence[Reading]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Quantities that readings of one kind tell, and those that none of them does."""
+    names = [quantity.name for quantity in QUANTITIES[readings[0].kind]]
+    parts = [reading._replace(values=part) for reading in readings for part in (reading.parts or {}).values()]
+    lacking = unknown([*readings, *parts], names)
+    return tuple(name for name in names if name not in lacking), tuple(lacking)
 
 
 def _no_gpu(config: Config) -> Checked:
-    reason = "no NVIDIA driver on this host" if config.gpu.enabled else "switched off in the config"
+    reason, hint = "no NVIDIA driver on this host", "in a container, NVIDIA_VISIBLE_DEVICES must let it in"
+    if not config.gpu.enabled:
+        reason, hint = "switched off in the config", "gpu.enabled = true reads this host's GPUs"
     lost = "no GPU seconds, power or energy; an engine without a GPU is split by its CPU seconds"
-    return Checked("gpu", "no_data", f"{reason}: {lost}", (), "in a container, NVIDIA_VISIBLE_DEVICES must let it in")
+    return Checked("gpu", "no_data", f"{reason}: {lost}", (), hint)
 
 
-def _other(source: str, taken: Scrape) -> Checked:
+def _other(taken: Scrape, page: SidePage | None, engines: Collection[str]) -> Checked:
+    source, title = taken.source, "" if page is None else titles(page.sources)
     if taken.outcome != "ok":
         return Checked(source, taken.outcome, taken.reason, (), taken.hint)
+    if not taken.readings:
+        return Checked(source, "no_data", f"{title}: nothing of it is read here", (), _UNREAD_HINT)
+    kinds: dict[str, list[Reading]] = {}
+    for reading in taken.readings:
+        kinds.setdefault(reading.kind, []).append(reading)
+    told = [_counted(readings) for readings in kinds.values()]
     names = ", ".join(_shown(reading) for reading in taken.readings)
-    return Checked(source, "ok", names)
+    return Checked(
+        source,
+        "ok",
+        f"{title}: {names}" if title else names,
+        tuple(lacking for reading in taken.readings for lacking in _of_page(reading, page, engines)),
+        version=taken.readings[0].attributes.get("version", ""),
+        counted=tuple(name for counted, _ in told for name in counted),
+        not_counted=tuple(name for _, not_counted in told for name in not_counted),
+    )
+
+
+def _of_page(reading: Reading, page: SidePage | None, engines: Collection[str]) -> list[Lacking]:
+    """What a page lacks that is no engine's: a cache's or a gateway's."""
+    lacking: list[Lacking] = []
+    if reading.kind == "cache" and page is not None:
+        unknown_names = [name for name in page.engines if name not in engines]
+        if not page.engines:
+            text = "nothing tells which engine it serves, so its seconds and tiers are in no engine's figures"
+            lacking.append(Lacking("the engines behind it", text, "name them: engines = […] of its [[page]]"))
+        elif unknown_names:
+            text = f"it is said to serve {', '.join(unknown_names)}, and no such engine is read here"
+            lacking.append(Lacking("some of its engines", text, "`engines` of a [[page]] are names of engines"))
+    dropped = dict(zip(reading.detail_names, reading.details, strict=False)).get("event_bus_dropped_events", 0.0)
+    if dropped:
+        text = f"LMCache has dropped {dropped:,.0f} events since its start, so its counts are lower bounds"
+        lacking.append(Lacking("some of what it counts", text, "it is short of CPU: give it more"))
+    if reading.kind == "gateway" and value(reading, "input_tokens") and not value(reading, "cached_tokens"):
+        text = "reuse as the responses tell it cannot be set beside the engines' own counts"
+        lacking.append(Lacking("cached tokens", text, "start vLLM with --enable-prompt-tokens-details"))
+    return lacking
+
+
+_UNREAD_HINT = "NVML counts this host's GPUs: gpu.enabled = false takes them from dcgm-exporter's page instead"
 
 
 def _shown(reading: Reading) -> str:
     if reading.kind == "gpu":
-        gpm = _value(reading, "gpm_ns") is not None
+        gpm = value(reading, "gpm_ns") is not None
         return f"{reading.name} {reading.attributes.get('sku', '')} ({'with' if gpm else 'without'} GPM)"
     if reading.kind == "process":
-        return f"{int(_value(reading, 'processes') or 0)} processes"
+        return f"{int(value(reading, 'processes') or 0)} processes"
+    if paths := reading.attributes.get("paths"):
+        return f"{reading.name}, {reading.attributes.get('fstype', '')}, holds {paths}"
     mounts = reading.attributes.get("mounts")
     return f"{reading.name} ({mounts})" if mounts else reading.name
 
 
 def answer_of(checked: Sequence[Checked]) -> dict[str, Any]:
     """The answer as it prints in JSON."""
-    good = sum(one.target.startswith("engine ") and one.state in {"ok", "partial"} for one in checked)
-    verdict = (
-        f"{good} engine{'s' if good != 1 else ''} can be metered: `kvtally run` does it"
-        if good
-        else "Nothing can be metered here yet."
-    )
+    metered = [one for one in checked if one.target.startswith("engine ") and one.state in {"ok", "partial"}]
+    ready = [one.readiness for one in metered if one.readiness is not None and one.readiness.is_due]
+    good, due, able = len(metered), len(ready), sum(one.rung is not None for one in ready)
     return {
-        "targets": [{**one._asdict(), "missing": [each._asdict() for each in one.missing]} for one in checked],
+        "targets": [_as_json(one) for one in checked],
         "metered_engines": good,
-        "verdict": verdict,
+        "engines_with_savings": able,
+        "engines_without_savings": due - able,
+        "verdict": _verdict(good, due, able),
+    }
+
+
+def _verdict(good: int, due: int, able: int) -> str:
+    """What it comes to: engines that can be metered, those of them with savings due, and those whose can be told."""
+    if not good:
+        return "Nothing can be metered here yet."
+    verdict = f"{good} engine{'s' if good != 1 else ''} can be metered: `kvtally run` does it."
+    if not due:
+        return verdict
+    if not able:
+        return f"{verdict} No savings can be told yet: see above."
+    if able < due:
+        return (
+            f"{verdict} Savings of {able} of them can be told once there is evidence, of {due - able} not: see above."
+        )
+    return f"{verdict} Savings can be told once there is evidence."
+
+
+def _as_json(one: Checked) -> dict[str, Any]:
+    ready = one.readiness
+    return {
+        "target": one.target,
+        "state": one.state,
+        "summary": one.summary,
+        "version": one.version or None,
+        "counted": list(one.counted),
+        "not_counted": list(one.not_counted),
+        "missing": [each._asdict() for each in one.missing],
+        "savings": None
+        if ready is None
+        else {
+            "due": ready.is_due,
+            "rung": ready.rung,
+            "refused": [each._asdict() for each in ready.refused],
+            "above": [each._asdict() for each in ready.above],
+        },
+        "warnings": list(one.warnings),
+        "hint": one.hint,
     }

@@ -6,13 +6,13 @@ import os
 import re
 from contextlib import suppress
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from kvtally.agent.engine_command import MODEL_VARIABLES, behind_program, is_title, options
 from kvtally.agent.model_shape import shape_text
-from kvtally.agent.placement import MODEL_VARIABLES, is_title, options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,6 +39,13 @@ _REPOSITORY = re.compile(r"[\w.-]{1,96}(?:/[\w.-]{1,96})?", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)[\w.-]+(?:/[\w.-]+)*", re.ASCII)
 _COUNT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([kKmM]?)")
 _COUNT_LIMIT = 10**9
+# connectors that hand KV from one engine to another; LMCache's serves one engine alone where it is kv_both
+_HANDING_ON = ("NixlConnector", "MooncakeConnector", "MoRIIOConnector", "P2pNcclConnector", "LMCacheConnectorV1")
+# kv_both is what llm-d gives to either: it tells nothing
+_ROLES = {"kv_producer": "prefill", "kv_consumer": "decode"}
+# what SGLang and NVIDIA Dynamo call them; TensorRT-LLM has words of its own
+_MODES = {"prefill": "prefill", "decode": "decode", "context": "prefill", "generation": "decode"}
+_SHORT_TYPES = {"bf16": "bfloat16"}  # SGLang's
 _SCALES = {"": 1, "k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20}
 
 
@@ -47,7 +54,7 @@ def arguments_of(pid: int, proc: str = "/proc") -> list[str] | None:
     words = _command(pid, proc)
     if not words or is_title(words):
         return None
-    return without_secrets(_behind_program(words))
+    return without_secrets(behind_program(words))
 
 
 def without_secrets(arguments: Sequence[str]) -> list[str]:
@@ -95,6 +102,7 @@ def facts_of(arguments: Sequence[str], config: Mapping[str, Any] | None) -> dict
     tensor_parallel, pipeline_parallel
     eager           "1": steps with prefill run without compiled graphs
     connector       class of the KV connector
+    role            "prefill" or "decode", where an option or a connector between engines says which this is
     """
     given = options(arguments)
     shape = None if config is None else _shape(config, given)
@@ -106,17 +114,19 @@ def facts_of(arguments: Sequence[str], config: Mapping[str, Any] | None) -> dict
         **{f"{kind}_parallel": count for kind, count in parallel.items() if count != "1"},
         "eager": "1" if _is_eager(given) else "",
         "connector": _connector(given),
+        "role": _role(given),
     }
     return {name: value for name, value in found.items() if value}
 
 
 def _shape(config: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any] | None:
     """What a model's law needs of its config and of the options; None where that is nothing, or no plain values."""
-    types = {"weight_dtype": given.get("--dtype", "auto"), "kv_dtype": given.get("--kv-cache-dtype", "auto")}
+    kv_dtype = given.get("--kv-cache-dtype", "auto")
+    types = {"weight_dtype": given.get("--dtype", "auto"), "kv_dtype": _SHORT_TYPES.get(kv_dtype, kv_dtype)}
     text = config.get("text_config")
     stored = [part.get(key) for part in (text, config) if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
     if types["weight_dtype"] == "auto" and next((one for one in stored if one), None) == "float32":
-        types["weight_dtype"] = "bfloat16"  # what vLLM makes of it where nobody chooses
+        types["weight_dtype"] = "bfloat16"  # what vLLM makes of it where nobody chooses; SGLang float16, as wide
     if types["kv_dtype"] == "auto" and _has_narrow_kv(config.get("quantization_config")):
         types["kv_dtype"] = "fp8"
     try:
@@ -172,10 +182,37 @@ def _connector(given: Mapping[str, str]) -> str:
     told = _decoded(given.get("--kv-transfer-config", ""))
     name = told.get("kv_connector") if isinstance(told, dict) else None
     name = given.get("--kv-transfer-config.kv_connector", name)
+    if "--enable-lmcache" in given:  # SGLang's, in-process
+        name = "LMCacheConnector"
     if "--kv-offloading-size" in given:
         # which connector "lmcache" stands for depends on vLLM's version
         name = "OffloadingConnector" if given.get("--kv-offloading-backend", "native") == "native" else None
     return name if isinstance(name, str) and name.isidentifier() and _TEXT.fullmatch(name) else ""
+
+
+# --disaggregation-mode prefill  |  --server_role CONTEXT  |  --is-decode-worker: of a worker of NVIDIA Dynamo's |
+# --kv-transfer-config '{"kv_connector":"P2pNcclConnector","kv_role":"kv_producer"}'  |  MultiConnector with the like of
+# it in kv_connector_extra_config.connectors
+def _role(given: Mapping[str, str]) -> str:
+    """What the engine does of a request whose other half another engine does; "" where it does both, or may."""
+    mode = given.get("--disaggregation-mode") or given.get("--server-role", "")
+    workers = [role for role in ("prefill", "decode") if f"--is-{role}-worker" in given]
+    told_role = _MODES.get(mode.lower()) or (workers[0] if len(workers) == 1 else "")
+    if told_role:
+        return told_role
+    told = _decoded(given.get("--kv-transfer-config", ""))
+    whole = dict(told) if isinstance(told, dict) else {}
+    for name in ("kv_connector", "kv_role"):
+        if f"--kv-transfer-config.{name}" in given:
+            whole[name] = given[f"--kv-transfer-config.{name}"]
+    extra = whole.get("kv_connector_extra_config")
+    inner = extra.get("connectors") if isinstance(extra, dict) else None
+    for one in (whole, *(inner if isinstance(inner, list) else ())):
+        if isinstance(one, dict) and str(one.get("kv_connector")) in _HANDING_ON:
+            role = _ROLES.get(str(one.get("kv_role")), "")
+            if role:
+                return role
+    return ""
 
 
 def _decoded(text: str) -> Any:
@@ -255,7 +292,7 @@ def _command(pid: int, proc: str) -> list[str]:
 def _arguments(pid: int, proc: str) -> list[str]:
     """The engine's own arguments, secrets and all; none where the process may not be read or shows a title instead."""
     words = _command(pid, proc)
-    return [] if is_title(words) else _behind_program(words)
+    return [] if is_title(words) else behind_program(words)
 
 
 def _words(file: Path) -> list[str]:
@@ -270,15 +307,6 @@ def _words(file: Path) -> list[str]:
         return []
     content = content.removesuffix(b"\0")
     return [word.decode("utf-8", "replace") for word in content.split(b"\0")] if content else []
-
-
-# python3 -m vllm.entrypoints.openai.api_server --model …  |  /usr/bin/python3 /usr/local/bin/vllm serve MODEL --port …
-def _behind_program(words: Sequence[str]) -> list[str]:
-    """The words behind the interpreter, the program and `serve`; all of them where no program of vLLM's is named."""
-    for position, word in enumerate(words[:8]):
-        if word == "serve" or PurePosixPath(word).name.endswith(("api_server", "api_server.py")):
-            return list(words[position + 1 :])
-    return list(words)
 
 
 def _names_secret(name: str) -> bool:

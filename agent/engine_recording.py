@@ -6,7 +6,7 @@ import re
 import threading
 from contextlib import suppress
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -15,6 +15,7 @@ from kvtally.agent.engine_process import arguments_of, model_shape
 from kvtally.agent.recording_members import LINE_FILES, RecordingError
 from kvtally.agent.recording_writer import RecordingWriter
 from kvtally.collectors.gpu import format_line
+from kvtally.collectors.registry import SOURCES, sources_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -56,17 +57,19 @@ class EngineRecording:
                 total += (self.folder / name).stat().st_size
         return total
 
-    def page(self, t_ns: int, took_seconds: float, body: bytes) -> None:
-        """Write a page, and that it was read."""
+    def page(self, t_ns: int, took_seconds: float, body: bytes, source: Literal["vllm", "lmcache"] = "vllm") -> None:
+        """Write a page, and that it was read; "lmcache": of a cache that serves this engine."""
+        if source == "vllm" and self._meta.get("engine") is None:
+            self.learn(engine=next((name for name in sources_on(body) if SOURCES[name].is_engine), None))
         with self._lock:
             if self._writer is not None:
-                self._writer.page("vllm", t_ns, body)
-                self.pages += 1
+                self._writer.page(source, t_ns, body)
+                self.pages += source == "vllm"
                 self._page_bytes += len(body)
-                self._writer.scrape_ok(t_ns, "vllm", took_seconds)
+                self._writer.scrape_ok(t_ns, source, took_seconds)
 
     def failure(self, t_ns: int, source: str, took_seconds: float, reason: str) -> None:
-        """Write that a source ("vllm", "gpu", "host") could not be read."""
+        """Write that a source ("vllm", "lmcache", "gpu", "host") could not be read."""
         with self._lock:
             if self._writer is not None:
                 self._writer.failure(t_ns, source, took_seconds, reason)
@@ -101,6 +104,7 @@ class EngineRecording:
         if found is not None and pid == found.pid:
             pid = found.command_pid
         self.learn(
+            engine=None if found is None else found.engine_kind,
             engine_version=None if found is None else found.version,
             gpus_per_replica=len(gpus) if has_one_rank and gpus is not None else None,
             engine_args=None if pid is None else arguments_of(pid, proc),
@@ -134,7 +138,7 @@ def meta_of(name: str, target: str, about: About, gpus: Mapping[str, GpuSample],
         ]
     return {
         "name": name,
-        "engine": "vllm",
+        "engine": None,
         "engine_version": None,
         "engine_args": None,
         "model": msgspec.json.decode(about.facts["shape"]) if "shape" in about.facts else None,

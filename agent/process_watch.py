@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kvtally.agent.discovery import BIRTH, version_told
-from kvtally.agent.sources import probe
+from kvtally.agent.look import probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from kvtally.agent.config import Config
     from kvtally.agent.engine_recording import EngineRecording
     from kvtally.agent.log import Log
-    from kvtally.agent.sources import Found, Sources
+    from kvtally.agent.look import Found
+    from kvtally.agent.sources import Sources
 
 PATIENCE_SECONDS = 2.0  # for a look at the end; one that takes longer ends with the process
 
@@ -24,7 +25,7 @@ PATIENCE_SECONDS = 2.0  # for a look at the end; one that takes longer ends with
 class ProcessWatch:
     """Tells the recordings what is learnt of their engines, and the sources their pids; for one thread.
 
-    engines  by the source of their page ("vllm:127.0.0.1:8000")
+    engines  by the source of their page ("engine:127.0.0.1:8000")
     look     a look around this host; it is called in a thread of its own
     """
 
@@ -49,7 +50,7 @@ class ProcessWatch:
     def learn(self, engine: EngineRecording, found: Found) -> None:
         """Write into meta.json what a look found of one engine."""
         url = self._url(engine)
-        own = (one for one in found.engines if one.name == engine.target or url.startswith(one.url + "/"))
+        own = (one for one in found.engines if one.name == engine.target or url == one.url)
         match = next(own, None)
         given = next((one.pid for one in self._config.engines if one.name == engine.target), None)
         engine.learn_process(match, given or (match.pid if match else None))

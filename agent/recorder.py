@@ -10,11 +10,14 @@ from kvtally.agent.cadence import Cadence, Stop, told_by_signals
 from kvtally.agent.clock import LedgerClock
 from kvtally.agent.engine_recording import EngineRecording, folder_names, meta_of
 from kvtally.agent.gather import Gatherer
+from kvtally.agent.look import look_around, open_nvml
 from kvtally.agent.process_watch import ProcessWatch
 from kvtally.agent.raw_sources import GpuSampling, Kept, host_line
 from kvtally.agent.recording_members import RecordingError
-from kvtally.agent.sources import Sources, look_around, open_nvml
+from kvtally.agent.replica import About
+from kvtally.agent.sources import Sources, served_by
 from kvtally.collectors.base import CollectError, NoData
+from kvtally.collectors.registry import sources_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,10 +25,11 @@ if TYPE_CHECKING:
 
     from kvtally.agent.config import Config
     from kvtally.agent.log import Log
-    from kvtally.agent.sources import Found
+    from kvtally.agent.look import Found
     from kvtally.collectors.base import Scrape
     from kvtally.collectors.gpu import GpuSample
     from kvtally.collectors.nvml import NvmlCollector
+    from kvtally.collectors.side_page import SidePage
 
 MAX_BYTES = 2 << 30  # a day of 5 s scrapes of one engine
 MINUTE_SECONDS = 60.0
@@ -86,6 +90,7 @@ class Recorder:
         self._open_gpus = open_gpus
         self._engines: dict[str, EngineRecording] = {}
         self._pages: dict[str, Kept[bytes]] = {}
+        self._caches: dict[str, str] = {}  # engine -> the source of the cache's page that lies beside its own
         self._fault: RecordingError | None = None
         self._is_full = False
         self._lacking: set[str] = set()
@@ -111,6 +116,8 @@ class Recorder:
             self._begin(found, present)
             self._gatherer = Gatherer(self._clock.now_ns)
             stack.callback(self._gatherer.close)
+            self._beside = {page.source: page for page in self._sources.pages}
+            self._pages |= {source: Kept(source, page.page) for source, page in self._beside.items()}
             self._gatherer.use(list(self._pages.values()), [])
             stack.callback(self._end_threads)
             if nvml is not None:
@@ -144,7 +151,7 @@ class Recorder:
         if not pages:
             ports = ", ".join(map(str, self._config.scrape.ports)) or "(none)"
             hint = "start one, or name it in kvtally.toml: [[engine]] url = …"
-            raise RecordingError(f"no vLLM engine found on ports {ports}", hint)
+            raise RecordingError(f"no engine found on ports {ports}", hint)
         top = self._folder.resolve().name
         places = [(top, self._folder)]
         if len(pages) > 1:
@@ -187,7 +194,11 @@ class Recorder:
             self._read_host(engine)
         timeout_seconds = min(self._config.scrape.timeout_seconds, self._config.scrape.interval_seconds) + 0.5
         for one in self._gatherer.gather(timeout_seconds):
-            engine, body = self._engines[one.source], self._pages[one.source].answer
+            body = self._pages[one.source].answer
+            if one.source in self._beside:
+                self._take_cache(self._beside[one.source], one, body)
+                continue
+            engine = self._engines[one.source]
             if one.outcome != "ok" or body is None:
                 engine.failure(one.taken_at_ns, "vllm", one.took_seconds, one.reason)
                 self._log.complain("warning", one.reason, target=engine.target, hint=one.hint or None)
@@ -198,6 +209,28 @@ class Recorder:
         if self._clock.take_finding() or self._clock.step:
             self._log.complain("warning", "the clock was set; the recording's own time goes on evenly")
         self._watch.take_look()
+
+    def _take_cache(self, page: SidePage, taken: Scrape, body: bytes | None) -> None:
+        """Write a cache's own page into the recording of every engine that it serves; other pages are not kept.
+
+        A recording has room for one page beside the engine's: the first one that serves it.
+        """
+        if body is not None and served_by(sources_on(body), dict.fromkeys(page.engines, About())):
+            for name in page.engines:
+                if self._caches.setdefault(name, page.source) != page.source:
+                    reason = (
+                        "a second cache of an engine is not recorded: a recording holds one page beside the engine's"
+                    )
+                    self._log.complain("warning", reason, target=name, source=page.source)
+        if taken.outcome != "ok":
+            self._log.complain("warning", taken.reason, source=page.source, hint=taken.hint or None)
+        for engine in self._engines.values():
+            if self._caches.get(engine.target) != page.source:
+                continue
+            if taken.outcome != "ok" or body is None:
+                engine.failure(taken.taken_at_ns, "lmcache", taken.took_seconds, taken.reason)
+            elif self._has_room(len(body)):
+                engine.page(taken.taken_at_ns, taken.took_seconds, body, "lmcache")
 
     def _has_room(self, more_bytes: int) -> bool:
         if sum(engine.bytes_written for engine in self._engines.values()) + more_bytes > self._max_bytes:

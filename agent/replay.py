@@ -11,13 +11,13 @@ from kvtally.agent.engine_process import facts_of
 from kvtally.agent.pipeline import Pipeline
 from kvtally.agent.recording import Failure, GpuLine, HostLine, Page, Recording, RecordingError
 from kvtally.agent.replica import About, Describer
-from kvtally.collectors.base import CollectError, Scrape
+from kvtally.collectors.base import CollectError, NoData, Scrape
+from kvtally.collectors.engine_page import EnginePage
 from kvtally.collectors.filesystem import disk_readings
 from kvtally.collectors.gpu import GpuIntegrator, parse_line
 from kvtally.collectors.host import process_reading
-from kvtally.collectors.lmcache import LmcacheMapping
-from kvtally.collectors.page import PageMapper
-from kvtally.collectors.vllm import VllmMapping
+from kvtally.collectors.http import Response
+from kvtally.collectors.side_page import SidePage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,7 +31,10 @@ _SLACK_NS = 50_000_000  # a recorded tick that comes a little early still closes
 
 
 class Replayed(NamedTuple):
-    """What a replay did: pages of engines, intervals written, scrapes that the ledger had, pages that nobody reads."""
+    """What a replay did: pages of engines, intervals written, scrapes that the ledger had, pages that nobody reads.
+
+    unread      pages beside the engine's that show no family which kvtally reads
+    """
 
     pages: int
     intervals: int
@@ -69,6 +72,24 @@ def _facts(meta: Mapping[str, Any]) -> dict[str, str]:
     return facts
 
 
+class _Recorded:
+    """A recorded page as an endpoint that serves it."""
+
+    url = "http://recording/metrics"  # it is never asked
+
+    def __init__(self) -> None:
+        self.body = b""
+
+    def get(self, target: str | None = None) -> Response:
+        """The page; CollectError for any other."""
+        if target is not None:
+            raise CollectError("a recording holds an engine's metrics alone")
+        return Response(200, self.body, "text/plain")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class Replay:
     """One recording on its way into a ledger."""
 
@@ -78,8 +99,9 @@ class Replay:
         self._interval_ns = interval_ns
         self._writer = writer
         version = recording.meta.get("engine_version")
-        self._mapper = PageMapper(
-            recording.name, (VllmMapping(), LmcacheMapping()), version if isinstance(version, str) else None
+        self._endpoint = _Recorded()
+        self._engine = EnginePage(
+            recording.name, self._endpoint, restrict=False, version=version if isinstance(version, str) else None
         )
         about = about_of(recording.meta)
         self._sku = about.sku or None
@@ -90,9 +112,15 @@ class Replay:
         self._host: HostLine | None = None
         self._last_page_ns: int | None = None
         self._joined_page: Page | None = None  # the newest one, where it lies inside an interval that is not closed yet
+        # of the recording's name, as the engine: so both belong together
+        self._side_endpoint = _Recorded()
+        self._side = SidePage(recording.name, self._side_endpoint, clock=lambda: self._side_at_ns / 1e9)
+        self._side_at_ns = 0
+        self._side_page: Page | None = None  # the newest one beside the engine's, not yet in an interval
+        self._engine_caches: frozenset[str] = frozenset()
         self._failures: list[Scrape] = []
         self._counts = {"pages": 0, "intervals": 0, "skipped": 0, "unread": 0}
-        self._findings: list[Finding] = []
+        self._findings: dict[tuple[str, str, int], Finding] = {}  # each once, as in the ledger
 
     def run(self, progress: Callable[[int], None] = lambda _: None) -> Replayed:
         """Replay everything; `progress` hears the instant of every page. LedgerError if it cannot be written."""
@@ -111,25 +139,21 @@ class Replay:
                 self._gpu(event)
             elif isinstance(event, HostLine):
                 self._host = event
-            elif isinstance(event, Failure) and event.source == "vllm":
-                self._failures.append(self._failure(event.t_ns, event.took_seconds, event.error))
+            elif isinstance(event, Failure) and event.source in {"vllm", "lmcache"}:
+                source = self._engine.source if event.source == "vllm" else self._side.source
+                self._failures.append(_failure(source, event.t_ns, event.took_seconds, event.error))
         if first_ns is None or last_ns is None or not self._counts["pages"]:
             raise RecordingError(f"{self._recording.name}: no page of an engine", "is this a recording?")
         if self._joined_page is not None:
             self._close(self._joined_page)  # a recording is counted to its end
         self._tick([*self._others()])
-        return Replayed(**self._counts, start_ns=first_ns, end_ns=last_ns, findings=tuple(self._findings))
-
-    @property
-    def _source(self) -> str:
-        return f"vllm:{self._recording.name}"
-
-    def _failure(self, t_ns: int, took_seconds: float, error: str) -> Scrape:
-        return Scrape(self._source, t_ns, took_seconds, (), "failed", error)
+        return Replayed(**self._counts, start_ns=first_ns, end_ns=last_ns, findings=tuple(self._findings.values()))
 
     def _page(self, page: Page) -> None:
         if page.source != "vllm":
-            self._counts["unread"] += 1  # LMCache's own server has no mapping yet
+            if self._side_page is not None and not self._side.sources and self._last_page_ns is not None:
+                self._tick([self._beside(self._side_page)])  # where the caches' counts begin
+            self._side_page = page
             return
         due = self._last_page_ns is None or page.t_ns >= self._last_page_ns + self._interval_ns - _SLACK_NS
         self._joined_page = None if due else page
@@ -140,10 +164,12 @@ class Replay:
         """Close the interval that ends with a page."""
         self._last_page_ns = page.t_ns
         self._counts["pages"] += 1
+        self._endpoint.body = page.body
         try:
-            scrape = Scrape(self._source, page.t_ns, 0.0, self._mapper.read(page.body))
+            scrape = Scrape(self._engine.source, page.t_ns, 0.0, self._engine.collect())
         except CollectError as error:
-            scrape = self._failure(page.t_ns, 0.0, str(error))
+            scrape = _failure(self._engine.source, page.t_ns, 0.0, str(error))
+        self._engine_caches |= {one.name for one in scrape.readings if one.kind == "cache"}
         # GPUs first: an engine's target row names their product
         self._tick([*self._others(), *self._failures, scrape])
         self._failures.clear()
@@ -160,7 +186,23 @@ class Replay:
             if line.get("disks"):
                 scrapes.append(Scrape("diskstats", t_ns, 0.0, disk_readings(line["disks"])))
             self._host = None
+        if self._side_page is not None:
+            scrapes.append(self._beside(self._side_page))
+            self._side_page = None
         return scrapes
+
+    def _beside(self, page: Page) -> Scrape:
+        """What a page beside the engine's tells, but for caches that the engine's own page has told."""
+        self._side_at_ns, self._side_endpoint.body = page.t_ns, page.body
+        try:
+            readings = self._side.collect()
+        except NoData as nothing:
+            return Scrape(self._side.source, page.t_ns, 0.0, (), "no_data", str(nothing))
+        except CollectError as error:
+            self._counts["unread"] += 1
+            return _failure(self._side.source, page.t_ns, 0.0, str(error))
+        own = tuple(one for one in readings if one.kind != "cache" or one.name not in self._engine_caches)
+        return Scrape(self._side.source, page.t_ns, 0.0, own)
 
     def _gpu(self, event: GpuLine) -> None:
         if self._gpus is None:
@@ -177,8 +219,12 @@ class Replay:
         if tick.error is not None:
             raise tick.error
         self._counts["intervals"] += sum(one.interval is not None for one in tick.closed)
-        engines = sum(scrape.source == self._source and scrape.outcome == "ok" for scrape in scrapes)
+        engines = sum(scrape.source == self._engine.source and scrape.outcome == "ok" for scrape in scrapes)
         written = sum(one.reading.kind == "engine" for one in tick.closed)
         self._counts["skipped"] += engines if engines and not written else 0
-        self._findings += tick.findings
-        self._findings += [finding for one in tick.closed for finding in one.findings]
+        for finding in (*tick.findings, *(finding for one in tick.closed for finding in one.findings)):
+            self._findings.setdefault((finding.kind, finding.target, finding.start_ns), finding)
+
+
+def _failure(source: str, t_ns: int, took_seconds: float, error: str) -> Scrape:
+    return Scrape(source, t_ns, took_seconds, (), "failed", error)

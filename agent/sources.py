@@ -3,95 +3,30 @@
 from __future__ import annotations
 
 import os
-import socket
-from contextlib import closing
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from kvtally.agent.config import Config, Engine, Labels, complete
+from kvtally.agent.config import Access, Config, Engine, Labels, Page, complete, complete_page
 from kvtally.agent.config_file import ConfigError
 from kvtally.agent.engine_process import facts_of_process
+from kvtally.agent.kubernetes import in_pod, pod_of
+from kvtally.agent.look import PAGE_BYTES
 from kvtally.agent.replica import About
-from kvtally.collectors.base import CollectError, Collector, NoData
 from kvtally.collectors.engine_page import EnginePage
 from kvtally.collectors.filesystem import BlockDevices, CgroupIo
 from kvtally.collectors.host import ProcessTree
 from kvtally.collectors.http import Endpoint
+from kvtally.collectors.side_page import SidePage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from kvtally.agent.discovery import FoundEngine
+    from kvtally.agent.look import Found, MountKey
+    from kvtally.collectors.base import Collector, Kind
     from kvtally.collectors.nvml import NvmlCollector
 
 GONE_LOOKS = 10  # a discovered engine that so many looks in a row do not find is gone
-PROBE_SECONDS = 1.0
-PAGE_BYTES = 8 * 2**20  # of one engine: 64 ranks on a page take 6 MiB, and many bad pages may come at once
-
-
-class Found(NamedTuple):
-    """What a look around this host found.
-
-    gpu_indices  UUIDs of its GPUs in the order of their indices; None where they could not be read
-    listed       ports of this host that config lists, under whatever address -> the name of the engine there
-    facts        what their processes and their models' files tell of engines, by the engine's name
-    """
-
-    engines: tuple[FoundEngine, ...]
-    gpu_indices: tuple[str, ...] | None
-    listed: Mapping[int, str] = {}
-    facts: Mapping[str, Mapping[str, str]] = {}
-
-
-def probe(url: str) -> bytes | None:
-    """The body of a page, or None: whatever else answers on a port is no engine."""
-    try:
-        with closing(Endpoint(url, timeout_seconds=PROBE_SECONDS, max_bytes=PAGE_BYTES)) as endpoint:
-            return endpoint.get().body
-    except (CollectError, ValueError):
-        return None
-
-
-def look_around(config: Config, nvml: NvmlCollector | None) -> Found:
-    """Find engines on this host and the GPUs that they hold; bounded by a second per listening port."""
-    from kvtally.agent.discovery import find_engines  # noqa: PLC0415  # not loaded where discovery is off
-
-    indices: tuple[str, ...] | None = None
-    pids: Mapping[str, Sequence[int]] | None = None
-    if nvml is not None:
-        try:
-            readings = nvml.collect()
-            by_index = sorted((int(reading.attributes["index"]), reading.name) for reading in readings)
-            indices = tuple(name for _, name in by_index)
-            pids = nvml.compute_pids()
-        except (NoData, CollectError):
-            indices = None
-    listed = {port: engine.name for engine in config.engines if (port := _local_port(engine.url)) is not None}
-    ports = {*listed, *(config.scrape.ports if config.scrape.discover else ())}
-    found = find_engines(sorted(ports), probe, gpu_uuids_by_index=indices, compute_pids=pids)
-    return Found(tuple(found), indices, listed, _told(config, found, listed))
-
-
-def _told(config: Config, found: Sequence[FoundEngine], listed: Mapping[int, str]) -> dict[str, dict[str, str]]:
-    """How engines are run: those that were found, and those whose process config names."""
-    pids = {listed.get(urlsplit(one.url).port or 0, one.name): one.command_pid for one in found}
-    pids |= {engine.name: engine.pid for engine in config.engines if engine.pid is not None}
-    places = {engine.name: engine.model_config for engine in config.engines}
-    return {name: facts_of_process(pid, model_config=places.get(name, "")) for name, pid in pids.items()}
-
-
-def _local_port(url: str) -> int | None:
-    """The port of a page that this host serves, under any of its names and addresses; None for another host's."""
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as datagrams:
-            datagrams.connect(address)  # sends nothing: it only chooses the address to send from
-            from_here = datagrams.getsockname()[0]
-    except (OSError, UnicodeError):
-        return None
-    return port if from_here == address[0] or str(address[0]).startswith("127.") else None
 
 
 class Sources:
@@ -100,7 +35,10 @@ class Sources:
     def __init__(self, config: Config, nvml: NvmlCollector | None) -> None:
         self._config = config
         self._nvml = nvml
+        self._pod = pod_of(os.environ)
         self._pages: dict[str, EnginePage] = {}
+        self._side: dict[str, SidePage] = {}
+        self._mounts: dict[MountKey, Collector] = {}
         self._processes: dict[str, list[Collector]] = {}
         self._pids: dict[str, int | None] = {}
         self._disks: list[Collector] = [BlockDevices()] if config.host.disks else []
@@ -109,6 +47,13 @@ class Sources:
         self._absent: dict[str, int] = {}
         for engine in config.engines:
             self._add(engine, None)
+        for page in config.pages:
+            self._add_page(page)
+
+    @property
+    def pages(self) -> Sequence[SidePage]:
+        """The pages that are no engine's."""
+        return tuple(self._side.values())
 
     @property
     def engines(self) -> Sequence[EnginePage]:
@@ -118,7 +63,8 @@ class Sources:
     @property
     def may_hang(self) -> list[Collector]:
         """Sources behind a network or a driver."""
-        return [*self._pages.values(), *([self._nvml] if self._nvml is not None else [])]
+        drivers = [self._nvml] if self._nvml is not None else []
+        return [*self._pages.values(), *self._side.values(), *self._mounts.values(), *drivers]
 
     @property
     def prompt(self) -> list[Collector]:
@@ -127,13 +73,14 @@ class Sources:
 
     def take(self, found: Found) -> bool:
         """Take in what a look around found; True if the set of sources changed."""
-        before = (set(self._pages), dict(self._pids))
+        before = self._set()
+        self._take_config(found.config or self._config)
         listed = {engine.name: engine for engine in self._config.engines}
         seen: set[str] = set()
         for one in found.engines:
             # an engine that config lists under another address of this host is not a second one
             name = found.listed.get(urlsplit(one.url).port or 0, "")
-            engine = listed.get(name) or complete(Engine(url=one.url), self._config)
+            engine = listed.get(name) or in_pod(complete(Engine(url=one.url), self._config), self._pod)
             seen.add(engine.name)
             self._add(engine, one, found.facts.get(engine.name, {}))
         for name in (found.facts.keys() & listed.keys()) - seen:  # config names its process
@@ -142,21 +89,79 @@ class Sources:
         for name in [name for name in self._pages if name not in seen and name not in listed]:
             self._absent[name] = self._absent.get(name, 0) + 1
             # one that is merely too busy to answer a look has a process still
-            if self._absent[name] >= GONE_LOOKS and _is_gone(self._pids.get(name)):
+            is_gone = self._absent[name] >= GONE_LOOKS and _is_gone(self._pids.get(name))
+            if is_gone or urlsplit(self._pages[name].url).port in found.listed:  # config has named it since
                 self._drop(name)
         for name in seen:
             self._absent.pop(name, None)
-        return before != (set(self._pages), dict(self._pids))
+        self._take_pages(found)
+        self._take_mounts(found.mounts)
+        return before != self._set()
+
+    def _take_config(self, config: Config) -> None:
+        """Read what files of targets name now, and no more what they name no more."""
+        before, self._config = self._config, config
+        if before == config:
+            return
+        was, now = _by_name(before), _by_name(config)
+        for name in [name for name in {**was, **now} if was.get(name) != now.get(name)]:
+            if name in self._pages:
+                self._drop(name)
+            if name in self._side:
+                self._drop_page(name)
+        for engine in config.engines:
+            if was.get(engine.name) != engine:
+                self._given[engine.name] = _given_facts(engine)
+                self._add(engine, None)
+        for page in config.pages:
+            self._add_page(page)
+
+    def _set(self) -> tuple[object, ...]:
+        return self.may_hang, self.prompt, dict(self._pids)
+
+    def _take_pages(self, found: Found) -> None:
+        """Read what discovery found beside the engines, and forget what it finds no more."""
+        seen = {page.name for page in self._config.pages}
+        for one in found.pages:
+            seen.add(one.name)
+            self._add_page(Page(url=one.url))
+        for name in [name for name in self._side if name not in seen]:
+            self._absent[name] = self._absent.get(name, 0) + 1
+            if self._absent[name] >= GONE_LOOKS or name in found.listed_pages:
+                self._drop_page(name)
+        for name in seen:
+            self._absent.pop(name, None)
+
+    def _take_mounts(self, mounts: Mapping[MountKey, Collector]) -> None:
+        """Count at the mounts of this look; one that is seen as before goes on with its own collector."""
+        self._mounts = {key: self._mounts.get(key, collector) for key, collector in mounts.items()}
+
+    def _add_page(self, page: Page) -> None:
+        page = complete_page(page)
+        if page.name not in self._side:
+            endpoint = self._endpoint(f"page {page.name}", page.url, page.access)
+            # a GPU that NVML counts is not counted from an exporter's page as well
+            counted: tuple[Kind, ...] = ("gpu",) if self._nvml is not None else ()
+            # those that config names, else by the connectors of the engines that are known by then
+            given = page.engines
+            serves = (lambda _: given) if given else (lambda sources: served_by(sources, self.abouts))
+            self._side[page.name] = SidePage(page.name, endpoint, serves, leave_out=counted)
+
+    def _endpoint(self, who: str, url: str, access: Access) -> Endpoint:
+        try:
+            return Endpoint(
+                url,
+                timeout_seconds=self._config.scrape.timeout_seconds,
+                max_bytes=PAGE_BYTES,
+                access=access.for_endpoint(),
+            )
+        except ValueError as error:
+            raise ConfigError(who, str(error), "see docs/configuration.md, [[engine]] and [[page]]") from error
 
     def _add(self, engine: Engine, found: FoundEngine | None, told: Mapping[str, str] = {}) -> None:
         name = engine.name
         if name not in self._pages:
-            try:
-                endpoint = Endpoint(
-                    engine.url, timeout_seconds=self._config.scrape.timeout_seconds, max_bytes=PAGE_BYTES
-                )
-            except ValueError as error:
-                raise ConfigError(f"engine {name}", str(error), "see docs/configuration.md, [[engine]]") from error
+            endpoint = self._endpoint(f"engine {name}", engine.url, engine.access)
             self._pages[name] = EnginePage(name, endpoint, restrict=self._config.scrape.restrict == "always")
         if self._config.scrape.restrict == "auto" and found is not None and found.logs_scrapes is not None:
             self._pages[name].allow_restricting(allowed=not found.logs_scrapes)
@@ -183,18 +188,42 @@ class Sources:
         return facts | by_hand
 
     def _drop(self, name: str) -> None:
-        """Forget an engine that discovery found and finds no more; its counters stay in the ledger for its return."""
+        """Forget an engine that nobody names or finds any more; its counters stay in the ledger for its return."""
         self._pages.pop(name).close()
-        for kept in (self._processes, self._pids, self._absent):
+        for kept in (self._processes, self._pids, self._absent, self._given, self.abouts):
             kept.pop(name, None)
+
+    def _drop_page(self, name: str) -> None:
+        self._side.pop(name).close()
+        self._absent.pop(name, None)
 
     def _pid_of(self, name: str) -> Callable[[], int | None]:
         return lambda: self._pids.get(name)
 
     def close(self) -> None:
         """Close every connection."""
-        for page in self._pages.values():
+        pages: tuple[EnginePage | SidePage, ...] = (*self._pages.values(), *self._side.values())
+        for page in pages:
             page.close()
+
+
+# connectors that keep their KV in a source, by the beginning of the class name
+_CONNECTORS = {"lmcache": "LMCacheConnector", "lmcache_mp": "LMCacheMP", "mooncake": "Mooncake", "kvbm": "Dynamo"}
+
+
+def served_by(sources: Iterable[str], engines: Mapping[str, About]) -> tuple[str, ...]:
+    """Names of the engines that the caches of a page serve: whose connector is one of theirs, or is not known."""
+    wanted = tuple(_CONNECTORS[source] for source in sources if source in _CONNECTORS)
+    if not wanted:
+        return ()
+    connectors = {name: about.facts.get("connector", "") for name, about in engines.items()}
+    sure = tuple(name for name, connector in connectors.items() if connector.startswith(wanted))
+    return sure or tuple(name for name, connector in connectors.items() if connector in {"", "MultiConnector"})
+
+
+def _by_name(config: Config) -> dict[str, Engine | Page]:
+    listed: tuple[Engine | Page, ...] = (*config.engines, *config.pages)
+    return {one.name: one for one in listed}
 
 
 def _is_gone(pid: int | None) -> bool:
@@ -231,22 +260,6 @@ def about_of(engine: Engine, found: FoundEngine | None, facts: Mapping[str, str]
         "" if engine.kv_dram_gib is None else f"{engine.kv_dram_gib:.9f}",
         "" if engine.kv_storage_tib is None else f"{engine.kv_storage_tib:.9f}",
         facts,
+        engine.role,
+        engine.group,
     )
-
-
-def open_nvml(config: Config) -> NvmlCollector | None:
-    """The GPUs of this host; None without a driver, or where config switches them off."""
-    if not config.gpu.enabled:
-        return None
-    from kvtally.collectors.nvml import NvmlCollector  # noqa: PLC0415  # pynvml is loaded where there is a driver
-
-    nvml = NvmlCollector(
-        energy_every_seconds=config.gpu.energy_every_seconds, gpm_every_seconds=config.gpu.gpm_every_seconds
-    )
-    try:
-        nvml.compute_pids()
-    except NoData:
-        return None
-    except CollectError:
-        pass  # a driver that does not answer now may do so later; every tick says what is wrong
-    return nvml

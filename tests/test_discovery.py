@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from kvtally.agent.discovery import DEFAULT_PORTS, Listener, find_engines, listeners
+from kvtally.agent.config_tables import DEFAULT_PORTS
+from kvtally.agent.discovery import Discovered, FoundPage, Listener, find, listeners
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from kvtally.agent.discovery import FoundEngine
 
-A, B = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "ab")
+A, B, C, D = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abcd")
 HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 ANY, LOOPBACK, LOOPBACK_2, OUTSIDE = "00000000", "0100007F", "0200007F", "0501A8C0"
 ANY_6, LOOPBACK_6 = "0" * 32, "0" * 24 + "01000000"
@@ -77,7 +78,10 @@ class Machine:
     def find(
         self, gpus: tuple[str, ...] | None = (A, B), compute: Mapping[str, list[int]] | None = None
     ) -> list[FoundEngine]:
-        return find_engines(DEFAULT_PORTS, self.probe, str(self.root), gpu_uuids_by_index=gpus, compute_pids=compute)
+        return list(self.look(gpus, compute).engines)
+
+    def look(self, gpus: tuple[str, ...] | None = (A, B), compute: Mapping[str, list[int]] | None = None) -> Discovered:
+        return find(DEFAULT_PORTS, self.probe, str(self.root), gpu_uuids_by_index=gpus, compute_pids=compute)
 
 
 @pytest.fixture
@@ -126,15 +130,26 @@ def test_without_ipv6_the_other_table_serves(machine: Machine) -> None:
 def test_where_the_kernel_does_not_tell_all_ports_are_tried(machine: Machine) -> None:
     (machine.root / "net" / "tcp").unlink()
     machine.engine("[::1]:8003")
-    assert [found.url for found in machine.find()] == ["http://[::1]:8003"]
+    assert [found.url for found in machine.find()] == ["http://[::1]:8003/metrics"]
     assert "http://127.0.0.1:8200/metrics" in machine.asked
 
 
 def test_a_server_that_is_no_engine_is_passed_over(machine: Machine) -> None:
     machine.sockets(tcp=[(ANY, 8000, 1), (ANY, 8001, 2)])
     machine.pages["http://127.0.0.1:8000/metrics"] = b"# HELP vllm:x\nprocess_cpu_seconds_total 1\n"
-    assert machine.find() == []
-    assert machine.asked == ["http://127.0.0.1:8000/metrics", "http://127.0.0.1:8001/metrics"]
+    assert machine.look() == ((), ())
+    # what answers with another page may be TensorRT-LLM, which has its own elsewhere
+    tried = ["http://127.0.0.1:8000/metrics", "http://127.0.0.1:8000/prometheus/metrics"]
+    assert machine.asked == [*tried, "http://127.0.0.1:8001/metrics"]
+
+
+def test_a_page_of_a_cache_is_found_beside_the_engines(machine: Machine) -> None:
+    machine.sockets(tcp=[(LOOPBACK, 8000, 1), (LOOPBACK, 8080, 2)])
+    machine.engine("127.0.0.1:8000")
+    machine.pages["http://127.0.0.1:8080/metrics"] = b'lmcache:num_lookup_tokens_total{worker_id="0"} 5.0\n'
+    found = machine.look()
+    assert [one.name for one in found.engines] == ["127.0.0.1:8000"]
+    assert found.pages == (FoundPage("http://127.0.0.1:8080/metrics", "127.0.0.1:8080", ("lmcache",)),)
 
 
 def test_an_engine_is_described_by_its_topmost_process(machine: Machine) -> None:
@@ -152,7 +167,7 @@ def test_an_engine_is_described_by_its_topmost_process(machine: Machine) -> None
     machine.process(102, 101, "VLLM::Worker_TP0", {}, (77,))
     (found,) = machine.find()
     assert found._asdict() == {
-        "url": "http://127.0.0.1:8000",
+        "url": "http://127.0.0.1:8000/metrics",
         "name": "127.0.0.1:8000",
         "pid": 100,
         "version": "0.25.1",
@@ -202,6 +217,26 @@ def test_two_engines_are_mapped_each_by_its_own_environment(machine: Machine) ->
     assert [found.command_pid for found in machine.find()] == [100, 101]
 
 
+@pytest.mark.parametrize(
+    ("namespace", "gpus"),
+    [(None, (B,)), ("pid:[4026531836]", (B,)), ("pid:[4026532461]", None)],
+)
+def test_nvmls_processes_are_those_of_proc_only_where_both_number_them_alike(
+    machine: Machine, namespace: str | None, gpus: tuple[str, ...] | None
+) -> None:
+    machine.sockets(tcp=[(ANY, 8000, 77)])
+    machine.engine("127.0.0.1:8000")
+    machine.process(100, 1, "vllm serve m", {}, (77,))
+    if namespace is not None:
+        (machine.root / "self" / "ns").mkdir(parents=True)
+        (machine.root / "self" / "ns" / "pid").symlink_to(namespace)
+    # in a container the host's process 100 may be anybody's
+    (found,) = machine.find(compute={A: [7], B: [100]})
+    assert found.gpus == gpus
+    if gpus is None:
+        assert "NVML numbers processes as the host does, and this container numbers its own" in found.gpu_evidence
+
+
 def test_servers_below_one_supervisor_have_trees_of_their_own(machine: Machine) -> None:
     machine.sockets(tcp=[(ANY, 8000, 77), (ANY, 8001, 78)])
     machine.process(100, 1, "vllm serve m -dp 2 -dpm", {"NVIDIA_VISIBLE_DEVICES": "all"})
@@ -226,6 +261,36 @@ def test_a_program_with_vllm_inside_is_its_own_root(machine: Machine) -> None:
     assert (first.pid, first.gpus, first.tensor_parallel) == (100, None, None)
     assert "does not tell how many" in first.gpu_evidence
     assert (second.pid, second.gpus) == (200, (B,))
+
+
+def test_an_engine_of_another_make_is_described_by_its_own_command_line(machine: Machine) -> None:
+    machine.sockets(tcp=[(ANY, 30000, 77), (ANY, 8000, 78)])
+    machine.pages["http://127.0.0.1:30000/metrics"] = b'sglang:prompt_tokens_total{model_name="m"} 5.0\n'
+    machine.pages["http://127.0.0.1:8000/metrics"] = b"[]"
+    machine.pages["http://127.0.0.1:8000/prometheus/metrics"] = b"trtllm_request_success_total 5.0\n"
+    folder = {"SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": "/mnt/kv", "CUDA_VISIBLE_DEVICES": "0,1"}
+    machine.process(100, 1, "python3 -m sglang.launch_server --model-path m --tp 1 --dp-size 2", folder, (77,))
+    machine.process(101, 100, "sglang::scheduler_DP0", {}, (77,))
+    machine.process(200, 1, "/usr/bin/python3 /usr/local/bin/trtllm-serve m --tp_size 2", {}, (78,))
+    machine.process(201, 200, "python3 -m mpi4py.futures.server")
+    found = {one.engine_kind: one for one in machine.find(gpus=(A, B, C, D), compute={C: [201], D: [200]})}
+    sglang, trtllm = found["sglang"], found["tensorrt_llm"]
+    assert (sglang.pid, sglang.gpus, sglang.kv_paths) == (100, (A, B), ("/mnt/kv",))
+    assert sglang.gpu_evidence == "CUDA_VISIBLE_DEVICES=0,1; TP 1 x PP 1 x DP 2"
+    assert sglang.data_parallel == 1  # its page adds up the ranks: both GPUs are this one target's
+    assert (trtllm.pid, trtllm.gpus) == (200, (C, D))
+    assert (trtllm.tensor_parallel, trtllm.data_parallel, trtllm.logs_scrapes) == (2, 1, None)
+
+
+def test_a_scheduler_that_holds_the_port_leads_up_to_its_server(machine: Machine) -> None:
+    machine.sockets(tcp=[(ANY, 30000, 77)])
+    machine.pages["http://127.0.0.1:30000/metrics"] = b'sglang:prompt_tokens_total{model_name="m"} 5.0\n'
+    machine.process(90, 1, "bash run.sh")
+    machine.process(100, 90, "python3 -m sglang.launch_server --model-path m")
+    machine.process(101, 100, "sglang::tokenizer_worker:101", {}, (77,))
+    machine.process(102, 100, "sglang::scheduler")
+    (found,) = machine.find(compute={B: [102]})
+    assert (found.pid, found.command_pid, found.gpus) == (100, 100, (B,))
 
 
 def test_a_tunnel_to_another_host_holds_no_gpu_of_this_one(machine: Machine) -> None:
@@ -325,8 +390,8 @@ def get(url: str) -> bytes | None:
 
 
 def test_our_own_process_is_found_by_the_port_it_listens_on(port: int) -> None:
-    (found,) = find_engines([port, port], get)
-    assert (found.url, found.version, found.pid) == (f"http://127.0.0.1:{port}", "0.25.1", getpid())
+    (found,) = find([port, port], get).engines
+    assert (found.url, found.version, found.pid) == (f"http://127.0.0.1:{port}/metrics", "0.25.1", getpid())
 
 
 def test_a_real_port_that_is_closed_is_not_tried(port: int) -> None:
@@ -337,5 +402,5 @@ def test_a_real_port_that_is_closed_is_not_tried(port: int) -> None:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Engine) as other:
         closed = other.server_address[1]
-    assert find_engines([closed, port], probe) == []
+    assert find([closed, port], probe) == ((), ())
     assert tried == [f"http://127.0.0.1:{port}/metrics"]

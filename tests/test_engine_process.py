@@ -100,6 +100,9 @@ def test_no_form_of_a_secret_stays(option: str, secret: str, joined: bool, other
         ["/usr/bin/python3", "/usr/local/bin/vllm", "serve"],
         ["vllm", "serve"],
         ["python3", "/opt/vllm/entrypoints/openai/api_server.py"],
+        ["python3", "-m", "sglang.launch_server"],
+        ["/usr/bin/python3", "/usr/local/bin/trtllm-serve"],
+        ["python3", "-m", "dynamo.vllm"],
     ],
 )
 def test_the_engines_arguments_begin_behind_its_program(tmp_path: Path, program: list[str]) -> None:
@@ -157,6 +160,20 @@ def test_a_relative_model_lies_in_the_working_folder_and_options_choose_its_type
     }
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["python3", "-m", "sglang.launch_server", "--model-path", "/models/llama", "--kv-cache-dtype", "bf16"],
+        ["trtllm-serve", "/models/llama", "--kv_cache_dtype", "bfloat16"],
+        ["python3", "-m", "dynamo.trtllm", "--model-path=/models/llama"],
+    ],
+)
+def test_other_engines_name_their_model_and_its_types_in_their_own_way(tmp_path: Path, command: list[str]) -> None:
+    found = model_shape(7, process(tmp_path, command, {"root/models/llama/config.json": LLAMA}))
+    assert found is not None
+    assert (found["architecture"], found["kv_dtype"]) == ("LlamaForCausalLM", "bfloat16")
+
+
 @pytest.mark.parametrize("command", [["vllm", "serve", "meta-llama/Llama-3.1-8B"], ["vllm", "serve"], []])
 def test_a_model_that_lies_in_no_folder_has_no_shape(tmp_path: Path, command: list[str]) -> None:
     assert model_shape(7, process(tmp_path, command)) is None
@@ -195,6 +212,11 @@ def shape(config: dict[str, Any] | None, words: str = "") -> dict[str, Any] | No
         ("-tp 4 -pp=2", {"tensor_parallel": "4", "pipeline_parallel": "2"}),
         ("--tensor-parallel-size=8 --pipeline_parallel_size 1", {"tensor_parallel": "8"}),
         ("-tp auto", {}),
+        # SGLang and TensorRT-LLM
+        ("--chunked-prefill-size 8192 --tp 2", {"token_budget": "8192", "tensor_parallel": "2"}),
+        ("--chunked-prefill-size=-1 --pp-size 2", {"pipeline_parallel": "2"}),
+        ("--chunked-prefill-size -1 --max-prefill-tokens 16384", {}),
+        ("m --max_num_tokens 4096 --tp_size 4", {"token_budget": "4096", "tensor_parallel": "4"}),
     ],
 )
 def test_sizes_are_read_off_the_options_that_tell_them(words: str, facts: dict[str, str]) -> None:
@@ -251,6 +273,7 @@ def test_prefill_without_compiled_graphs_is_told_by_several_options(words: str, 
         (["--kv-offloading-size", "64", "--kv-offloading-backend", "native"], "OffloadingConnector"),
         # the in-process connector or the other one, as the version has it
         (["--kv-offloading-size", "64", "--kv-offloading-backend", "lmcache"], None),
+        (["--enable-lmcache"], "LMCacheConnector"),  # SGLang's
         (["--kv-transfer-config", '{"kv_role":"kv_both"}'], None),
         (["--kv-transfer-config", '{"kv_connector":7}'], None),
         (["--kv-transfer-config", '["kv_connector"]'], None),
@@ -262,6 +285,45 @@ def test_prefill_without_compiled_graphs_is_told_by_several_options(words: str, 
 )
 def test_the_connector_is_the_one_that_the_transfer_config_names(words: list[str], connector: str | None) -> None:
     assert facts_of(words, None) == ({} if connector is None else {"connector": connector})
+
+
+NIXL = '{"kv_connector":"NixlConnector","kv_role":"%s"}'
+SEVERAL = '{"kv_connector":"MultiConnector","kv_role":"kv_both","kv_connector_extra_config":{"connectors":[%s]}}'
+
+
+@pytest.mark.parametrize(
+    ("words", "role"),
+    [
+        (["--kv-transfer-config", NIXL % "kv_producer"], "prefill"),
+        (["--kv-transfer-config", NIXL % "kv_consumer"], "decode"),
+        (["--kv-transfer-config", NIXL % "kv_both"], None),
+        (["--kv-transfer-config", NIXL % "neither"], None),
+        (["--kv-transfer-config", '{"kv_connector":"NixlConnector"}'], None),
+        (["--kv-transfer-config", '{"kv_connector":"NixlConnector","kv_role":["kv_producer"]}'], None),
+        (["--kv-transfer-config.kv_connector=P2pNcclConnector", "--kv-transfer-config.kv_role=kv_consumer"], "decode"),
+        (["--kv-transfer-config", NIXL % "kv_both", "--kv-transfer-config.kv_role", "kv_producer"], "prefill"),
+        (["--kv-transfer-config", (NIXL % "kv_producer").replace("NixlConnector", "LMCacheConnectorV1")], "prefill"),
+        # it writes to or reads from a store, which anybody may share
+        (["--kv-transfer-config", (NIXL % "kv_producer").replace("Nixl", "MooncakeStore")], None),
+        (["--kv-transfer-config", SEVERAL % (NIXL % "kv_consumer")], "decode"),
+        (["--kv-transfer-config", SEVERAL % f'7,{{"kv_connector":"OffloadingConnector"}},{NIXL % "kv_both"}'], None),
+        (["--kv-transfer-config", SEVERAL.replace("[%s]", "7")], None),
+        # SGLang, TensorRT-LLM, workers of NVIDIA Dynamo
+        (["--disaggregation-mode", "prefill"], "prefill"),
+        (["--disaggregation-mode=decode"], "decode"),
+        (["--disaggregation-mode", "null"], None),
+        (["--disaggregation-mode", "prefill_and_decode"], None),
+        (["--server_role", "CONTEXT"], "prefill"),
+        (["--server_role", "generation"], "decode"),
+        (["--server_role", "MM_ENCODER"], None),
+        (["--is-prefill-worker", "--kv-transfer-config", NIXL % "kv_both"], "prefill"),
+        (["--is-decode-worker"], "decode"),
+        (["--is-prefill-worker", "--is-decode-worker"], None),
+        ([], None),
+    ],
+)
+def test_the_role_is_what_an_option_or_a_connector_between_engines_says(words: list[str], role: str | None) -> None:
+    assert facts_of(words, None).get("role") == role
 
 
 def test_the_shape_is_one_line_of_sorted_json_and_says_what_the_config_and_the_options_choose() -> None:
@@ -367,7 +429,7 @@ KEYS = [*LLAMA, "dtype", "text_config", "quantization_config", "layer_types", "s
 @given(st.dictionaries(st.sampled_from(KEYS), JSON), st.lists(st.text(max_size=12), max_size=4))
 def test_nonsense_gives_small_attributes_or_none(config: dict[str, Any], words: list[str]) -> None:
     for name, value in facts_of(words, config).items():
-        assert name in {"shape", "token_budget", "tensor_parallel", "pipeline_parallel", "eager", "connector"}
+        assert name in {"shape", "token_budget", "tensor_parallel", "pipeline_parallel", "eager", "connector", "role"}
         assert value
         assert len(value) <= SHAPE_LIMIT_BYTES
 

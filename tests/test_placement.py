@@ -4,18 +4,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvtally.agent.placement import (
-    Host,
-    Placement,
-    Sizes,
-    accelerator_driver,
-    is_vllm,
-    kv_paths,
-    logs_scrapes,
-    options,
-    place,
-    sizes,
-)
+from kvtally.agent.engine_command import Sizes
+from kvtally.agent.placement import Host, Placement, accelerator_driver, numbers_as_host, place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,64 +22,6 @@ def placed(
     needed: Sizes, environment: Mapping[str, str], host: Host = FOUR, tree: Sequence[int] = (), *, only: bool = False
 ) -> Placement:
     return place(needed, environment, tree, host, is_only_engine=only)
-
-
-@pytest.mark.parametrize(
-    ("command", "expected"),
-    [
-        ("/opt/venv/bin/vllm serve m", True),
-        ("/usr/bin/python3 /usr/local/bin/vllm serve m", True),
-        ("python3.12 -u -W ignore -m vllm.entrypoints.openai.api_server --model m", True),
-        ("python -m dynamo.vllm --model m", True),
-        ("python /src/vllm/entrypoints/openai/api_server.py", True),
-        ("VLLM::EngineCore_DP0", True),
-        ("python -m lmcache.server", False),
-        ("python /home/vllm/other.py", False),
-        ("python -c import_vllm", False),
-        ("bash -c vllm", False),
-        ("tini -- vllm serve m", False),
-        ("", False),
-    ],
-)
-def test_a_command_line_of_vllm_is_known(command: str, expected: bool) -> None:
-    assert is_vllm(command.split()) is expected
-
-
-@pytest.mark.parametrize(
-    ("command", "expected"),
-    [
-        ("vllm serve m", ONE),
-        ("vllm serve m --tensor-parallel-size 4 --pipeline-parallel-size=2", Sizes(4, 2, 1, 1)),
-        ("vllm serve m -tp 4 -pp=2", Sizes(4, 2, 1, 1)),
-        ("vllm serve m --tensor_parallel_size 4 -tp 2", TWO),
-        ("vllm serve m -tp 2 -dp 4", Sizes(2, 1, 1, 4)),
-        ("vllm serve m -dp 8 --data-parallel-size-local 4", Sizes(1, 1, 1, 4)),
-        ("vllm serve m -dp 8 --data-parallel-rank 3", ONE),
-        ("vllm serve m -dp 8 -dpe", ONE),
-        ("vllm serve m -tp 2 -pcp 2", Sizes(2, 1, 2, 1)),
-        ("vllm serve --config c.yaml -tp 2", Sizes(2, None, 1, 1)),
-        ("vllm serve m -tp auto", ONE),
-        ("python own_server.py --port 8000", UNTOLD),
-        ("VLLM::APIServer_0", UNTOLD),
-        ("", UNTOLD),
-    ],
-)
-def test_sizes_are_read_off_the_command_line(command: str, expected: Sizes) -> None:
-    assert sizes(command.split()) == expected
-
-
-def test_options_are_known_under_their_short_names_and_the_last_one_wins() -> None:
-    words = ["-q", "awq", "-cc.mode=3", "-cc", "{}", "-O", "0", "--max_model_len=1", "--max-model-len", "2048"]
-    assert options(words) == {
-        "--quantization": "awq",
-        "--compilation-config.mode": "3",
-        "--compilation-config": "0",
-        "--max-model-len": "2048",
-    }
-
-
-def test_sizes_that_are_told_in_part_need_an_unknown_number_of_gpus() -> None:
-    assert (Sizes(2, None, 1, 1).gpus, Sizes(2, 2, 1, 3).gpus) == (None, 12)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +115,67 @@ def test_one_engine_and_one_gpu_belong_together() -> None:
     )
 
 
+M1, M2 = "MIG-11111111-0000-0000-0000-000000000000", "MIG-22222222-0000-0000-0000-000000000000"
+UNTOLD_INSTANCE = f"{B} is cut into 2 MIG instances, and nothing tells which it holds"
+CUT = Host((A, B), {M1: [], M2: [71]}, has_accelerator=True, instances={B: (M1, M2)})
+
+
+@pytest.mark.parametrize(
+    ("environment", "tree", "gpus", "evidence"),
+    [
+        ({"NVIDIA_VISIBLE_DEVICES": M1}, [70], (M1,), f"NVIDIA_VISIBLE_DEVICES={M1}; TP 1 x PP 1"),
+        (
+            {"NVIDIA_VISIBLE_DEVICES": M1, "CUDA_VISIBLE_DEVICES": "0"},
+            [70],
+            (M1,),
+            f"NVIDIA_VISIBLE_DEVICES={M1} CUDA_VISIBLE_DEVICES=0; TP 1 x PP 1",
+        ),
+        # no program holds a GPU that is cut: it is the instance in which its processes compute
+        ({"NVIDIA_VISIBLE_DEVICES": B}, [70, 71], (M2,), f"NVIDIA_VISIBLE_DEVICES={B}; TP 1 x PP 1"),
+        ({}, [71], (M2,), "NVML sees its processes compute there; TP 1 x PP 1"),
+        (
+            {"NVIDIA_VISIBLE_DEVICES": B},
+            [70],
+            None,
+            f"mapping unknown: NVIDIA_VISIBLE_DEVICES={B}: {UNTOLD_INSTANCE}",
+        ),
+    ],
+)
+def test_of_a_gpu_that_is_cut_an_engine_holds_instances(
+    environment: dict[str, str], tree: list[int], gpus: tuple[str, ...] | None, evidence: str
+) -> None:
+    assert placed(ONE, environment, CUT, tree) == Placement(gpus, evidence)
+
+
+def test_one_engine_and_one_gpu_that_is_cut_belong_together_only_through_its_one_instance() -> None:
+    one = Host((A,), {}, has_accelerator=True, instances={A: (M1,)})
+    assert placed(ONE, {}, one, only=True).gpus == (M1,)
+    none = placed(ONE, {}, one._replace(instances={A: (M1, M2)}), only=True)
+    assert none.gpus is None
+    assert "is cut into 2 MIG instances" in none.evidence
+
+
+def test_where_processes_have_other_numbers_than_nvml_gives_them_the_reason_says_so() -> None:
+    host = FOUR._replace(has_own_pids=True)
+    assert placed(ONE, {}, host).evidence == (
+        "mapping unknown: nothing tells which of the GPUs it holds (4 on this host); NVML numbers processes as the "
+        "host does, and this container numbers its own: hostPID: true, or NVIDIA_VISIBLE_DEVICES in its environment, "
+        "or gpus in kvtally.toml"
+    )
+    assert placed(ONE, {"CUDA_VISIBLE_DEVICES": "1"}, host).gpus == (B,)
+
+
+def test_the_hosts_own_pid_namespace_is_known_by_its_number(tmp_path: Path) -> None:
+    assert numbers_as_host(str(tmp_path))  # a kernel without namespaces
+    link = tmp_path / "self" / "ns" / "pid"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("pid:[4026531836]")
+    assert numbers_as_host(str(tmp_path))
+    link.unlink()
+    link.symlink_to("pid:[4026532461]")
+    assert not numbers_as_host(str(tmp_path))
+
+
 def test_no_gpu_is_told_from_none_that_can_be_seen() -> None:
     assert placed(ONE, {}, Host(None, {}, has_accelerator=False)) == Placement((), "no GPU on this host")
     assert placed(ONE, {"NVIDIA_VISIBLE_DEVICES": "all"}, Host((), {}, has_accelerator=False)).gpus == ()
@@ -197,49 +190,3 @@ def test_drivers_of_accelerators_are_looked_up_in_the_kernels_list(tmp_path: Pat
     assert not accelerator_driver(str(tmp_path))
     (tmp_path / "devices").write_text("Character devices:\n  1 mem\n195 nvidia\n235 nvidia-uvm\n")
     assert accelerator_driver(str(tmp_path))
-
-
-TIERING = """{"kv_connector": "OffloadingConnector", "kv_connector_extra_config":
- {"secondary_tiers": [{"type": "fs", "root_dir": "/mnt/kv/"}, {"type": "obj", "root_dir": "s3://bucket/x"}],
-  "lmcache.local_disk": "file:///mnt/nvme2", "path_of_nothing": "/no"}}"""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "environment", "expected"),
-    [
-        (["vllm", "serve"], {}, ()),
-        ([], {"LMCACHE_LOCAL_DISK": "file:///mnt/nvme0/, /mnt/nvme1"}, ("/mnt/nvme0", "/mnt/nvme1")),
-        ([], {"LMCACHE_REMOTE_URL": "fs://host:6379/mnt/shared"}, ("/mnt/shared",)),
-        ([], {"LMCACHE_REMOTE_URL": "fs:///mnt/shared"}, ("/mnt/shared",)),
-        ([], {"LMCACHE_REMOTE_URL": "redis://user:secret@host:6379/0"}, ()),
-        ([], {"LMCACHE_LOCAL_DISK": "True"}, ()),
-        (["--kv-transfer-config", TIERING], {}, ("/mnt/kv", "/mnt/nvme2")),
-        (["--kv-transfer-config=" + TIERING], {}, ("/mnt/kv", "/mnt/nvme2")),
-        (["--kv_transfer_config", '{"base_path": "/mnt/a"}'], {"LMCACHE_LOCAL_DISK": "/mnt/a"}, ("/mnt/a",)),
-        (["--kv-transfer-config.kv_connector_extra_config.shared_storage_path", "/mnt/b"], {}, ("/mnt/b",)),
-        (["--kv-transfer-config", "{broken"], {}, ()),
-        (["--kv-transfer-config"], {}, ()),
-    ],
-)
-def test_directories_of_tiers_are_found(
-    arguments: list[str], environment: Mapping[str, str], expected: tuple[str, ...]
-) -> None:
-    assert kv_paths(arguments, environment) == expected
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("vllm serve m", True),
-        ("vllm serve m --disable-uvicorn-access-log", False),
-        ("vllm serve m --uvicorn-log-level warning", False),
-        ("vllm serve m --disable-access-log-for-endpoints /health,/metrics", False),
-        ("vllm serve m --disable_access_log_for_endpoints=/metrics/,/metrics", False),
-        ("vllm serve m --disable-access-log-for-endpoints /health", True),
-        ("VLLM::EngineCore", None),
-        ("nginx -g daemon", None),
-        ("", None),
-    ],
-)
-def test_the_command_line_tells_whether_every_scrape_is_logged(words: str, expected: bool | None) -> None:
-    assert logs_scrapes(words.split()) is expected

@@ -13,12 +13,14 @@ from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from kvtally.agent.cadence import Stop
 from kvtally.agent.clock import LedgerClock
-from kvtally.agent.config import Config, Engine, Gpu, Labels, Scrape, complete
+from kvtally.agent.config import Config, Engine, Gpu, Labels, Scrape, complete, complete_page
+from kvtally.agent.config import Page as ConfigPage
 from kvtally.agent.discovery import FoundEngine
 from kvtally.agent.engine_recording import EngineRecording, folder_names, meta_of
 from kvtally.agent.ledger.append import LedgerWriter
@@ -434,7 +436,7 @@ def test_folders_are_named_after_their_targets() -> None:
 
 def test_without_an_engine_nothing_is_made(tmp_path: Path) -> None:
     config = Config(scrape=Scrape(ports=(1,)), gpu=Gpu(enabled=False))
-    with pytest.raises(RecordingError, match="no vLLM engine found on ports 1") as caught:
+    with pytest.raises(RecordingError, match="no engine found on ports 1") as caught:
         recorded(config, tmp_path / "none")
     assert "[[engine]]" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
@@ -627,3 +629,128 @@ def test_a_wall_clock_that_is_set_leaves_the_recordings_time_even(server: Engine
     assert pages[-1].t_ns - pages[0].t_ns < 60 * 10**9
     assert 0 <= time.time_ns() - year_ns - pages[0].t_ns < 60 * 10**9
     assert any("the clock was set" in line for line in lines)
+
+
+# -- a cache's own page beside the engine's
+
+
+class CacheMetrics(Metrics):
+    """An LMCache server; every page counts lookups of 500 tokens more, 300 of them in DRAM and 100 on disk."""
+
+    padding = ""
+
+    def page(self) -> bytes:
+        with self._lock:
+            self.totals.append((300 * (len(self.totals) + 1), 100 * (len(self.totals) + 1)))
+            dram, disk = self.totals[-1]
+        counts = {"requested": 500 * len(self.totals), "hit": dram + disk, "hit_l1": dram, "hit_l2": disk}
+        lines = (f'lmcache_mp_lookup_{name}_tokens_total{{model_name="m"}} {count}.0' for name, count in counts.items())
+        return "\n".join([*lines, self.padding, ""]).encode()
+
+
+@pytest.fixture
+def cache() -> Iterator[EngineServer]:
+    with serving() as one:
+        one.metrics = CacheMetrics()
+        yield one
+
+
+def target(server: EngineServer) -> str:
+    return f"127.0.0.1:{server.port}"
+
+
+def beside(*caches: EngineServer, engine: str) -> tuple[ConfigPage, ...]:
+    return tuple(complete_page(ConfigPage(url=f"http://{target(one)}/metrics", engines=(engine,))) for one in caches)
+
+
+def test_a_cache_that_is_found_is_recorded_beside_its_engine_and_a_replay_tells_its_tiers(
+    server: EngineServer, cache: EngineServer, tmp_path: Path
+) -> None:
+    place = tmp_path / "live"
+    done = recorded(config_of(server, cache), place, stop=stopping_at(server, 6))
+    pages = [event for event in open_recording(place).events() if isinstance(event, Page)]
+    assert [page.body for page in pages if page.source == "vllm"] == server.pages_given[1:]
+    # page 0 is discovery's
+    assert [page.body for page in pages if page.source == "lmcache"] == cache.pages_given[1:]
+    assert (done.pages, done.bytes_written) == (len(server.pages_given) - 1, size_of(place))
+    ledger = tmp_path / "ledger.db"
+    assert replayed(place, ledger).unread == 0
+    intervals = len(cache.pages_given) - 2
+    question = "SELECT sum(lookup_tokens), sum(dram_hit_tokens), sum(disk_hit_tokens) FROM cache_interval"
+    assert asked(ledger, question) == (500 * intervals, 300 * intervals, 100 * intervals)
+    assert asked(ledger, "SELECT name FROM target WHERE kind = 'cache'") == ("live/lmcache_mp",)
+
+
+def test_a_cache_that_fails_is_a_failure_in_the_recording_and_stops_nothing(
+    server: EngineServer, cache: EngineServer, tmp_path: Path
+) -> None:
+    cache.on_page = lambda number: number not in {3, 4}
+    place, lines = tmp_path / "live", list[str]()
+    done = recorded(config_of(server, cache), place, lines, stop=stopping_at(server, 8))
+    events = list(open_recording(place).events())
+    assert [event.body for event in events if isinstance(event, Page) and event.source == "vllm"] == (
+        server.pages_given[1:]
+    )
+    assert [event.body for event in events if isinstance(event, Page) and event.source == "lmcache"] == (
+        cache.pages_given[1:]
+    )
+    failures = [event for event in events if isinstance(event, Failure)]
+    assert [(one.source, one.error) for one in failures] == [("lmcache", f"HTTP 500 from {target(cache)}/metrics")] * 2
+    assert done.failed_scrapes == 2
+    assert any("HTTP 500" in line and f"source=page:{target(cache)}" in line for line in lines)
+
+
+def test_pages_of_a_cache_count_against_the_size_limit(
+    server: EngineServer, cache: EngineServer, tmp_path: Path
+) -> None:
+    metrics = CacheMetrics()
+    metrics.padding = "#" * 200_000
+    cache.metrics = metrics
+    place = tmp_path / "live"
+    done = recorded(config_of(server, cache), place, max_bytes=500_000)
+    assert done.ended_by == "the size limit is reached"
+    assert size_of(place) == done.bytes_written <= 500_000
+    assert len(list((place / "lmcache").iterdir())) == 2
+
+
+def test_of_two_caches_of_an_engine_one_is_recorded_and_the_other_is_told_of(
+    server: EngineServer, cache: EngineServer, tmp_path: Path
+) -> None:
+    place, lines = tmp_path / "live", list[str]()
+    with serving() as other:
+        metrics = CacheMetrics()
+        metrics.padding = "# not as the first one's"
+        other.metrics = metrics
+        config = msgspec.structs.replace(config_of(server), pages=beside(cache, other, engine=target(server)))
+        recorded(config, place, lines, stop=stopping_at(server, 4))
+        events = open_recording(place).events()
+        kept = [event.body for event in events if isinstance(event, Page) and event.source == "lmcache"]
+        # discovery asks both, for the folders of their servers
+        assert kept in (cache.pages_given[1:], other.pages_given[1:])
+        left_out = other if kept == cache.pages_given[1:] else cache
+    assert any("a second cache" in line and f"source=page:{target(left_out)}" in line for line in lines)
+
+
+def test_a_page_that_config_gives_to_another_engine_is_not_recorded(
+    server: EngineServer, cache: EngineServer, tmp_path: Path
+) -> None:
+    place = tmp_path / "live"
+    config = msgspec.structs.replace(config_of(server), pages=beside(cache, engine="elsewhere:8000"))
+    recorded(config, place, stop=stopping_at(server, 3))
+    assert len(cache.pages_given) > 2
+    assert not (place / "lmcache").exists()
+
+
+def test_a_page_that_is_no_caches_is_not_recorded_whatever_engines_config_gives_it(
+    server: EngineServer, cache: EngineServer, tmp_path: Path
+) -> None:
+    class Router(Metrics):
+        def page(self) -> bytes:
+            return b"dynamo_frontend_requests_total 5\n"
+
+    cache.metrics = Router()
+    place = tmp_path / "live"
+    config = msgspec.structs.replace(config_of(server), pages=beside(cache, engine=target(server)))
+    recorded(config, place, stop=stopping_at(server, 3))
+    assert len(cache.pages_given) > 2
+    assert not (place / "lmcache").exists()

@@ -92,7 +92,7 @@ GROUP: dict[str, Any] = {
     },
     "orphan_holding": ZERO,
     "cost_per_million": {"fully_loaded": units("1"), "active": units("0.7")},
-    "basis": {"tokens": "MEASURED", "states": "MODELLED", "cost": "ASSUMED", "split": "MODELLED"},
+    "basis": {"tokens": "MEASURED", "tiers": None, "states": "MODELLED", "cost": "ASSUMED", "split": "MODELLED"},
     "rates": ["gpu NVIDIA H100 80GB HBM3 on-demand 2.69 USD/gpu-hour from 2026-09-01 (ASSUMED: packaged: a market)"],
     "coverage": 1.0,
 }

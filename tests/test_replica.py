@@ -55,6 +55,41 @@ def test_an_engine_carries_what_is_known_of_it_beside_what_its_page_says() -> No
     assert reading.attributes == {"model": "llama", "version": "0.25.1"}
 
 
+@pytest.mark.parametrize(
+    ("about", "role"),
+    [
+        (About(facts={"role": "decode"}), "decode"),
+        (About(facts={"role": "decode"}, role="prefill"), "prefill"),
+        (About(facts={"role": "decode"}, role="both"), "both"),
+        (About(), None),
+    ],
+)
+def test_the_role_that_is_named_goes_before_that_of_the_command_line(about: About, role: str | None) -> None:
+    (one,) = described(about, "host:8000/0").values()
+    assert one.get("role") == role
+
+
+@pytest.mark.parametrize(
+    ("about", "engine_type", "role"),
+    [
+        (About(), "prefill", "prefill"),
+        (About(), "decode", "decode"),
+        (About(facts={"role": "decode"}), "prefill", "decode"),
+        (About(role="both"), "decode", "both"),
+        (About(), "unified", None),
+        (About(), "trtllm", None),
+    ],
+)
+def test_where_nothing_else_tells_the_role_the_page_does(about: About, engine_type: str, role: str | None) -> None:
+    (one,) = Describer({"host:8000": about}, About())([engine(engine_type=engine_type)])
+    assert one.attributes.get("role") == role
+
+
+def test_an_engine_carries_the_group_that_it_costs_together_with() -> None:
+    (one,) = described(About(role="prefill", group="pair-1"), "host:8000/0").values()
+    assert (one["role"], one["group"]) == ("prefill", "pair-1")
+
+
 def test_an_engine_carries_how_it_is_run_and_every_rank_of_it_the_same() -> None:
     facts = {"shape": '{"num_hidden_layers":32}', "token_budget": "8192", "term": "none of theirs"}
     about = About(("GPU-a", "GPU-b"), 1, "config", facts=facts)
@@ -189,3 +224,36 @@ def test_while_nothing_changes_the_attributes_are_one_object() -> None:
     assert describer([reading])[0].attributes is first.attributes
     (other,) = describer([engine(version="0.26.0")])
     assert other.attributes["version"] == "0.26.0"
+
+
+def instance(uuid: str, share: str, profile: str = "1g.10gb") -> Reading:
+    attributes = {"sku": f"{H100} MIG {profile}", "mig": "1", "parent": "GPU-a", "share": share}
+    return Reading("gpu", uuid, attributes, ())
+
+
+def test_a_mig_instance_brings_its_share_and_the_whole_of_it_is_another_product() -> None:
+    describer = Describer({"host:8000": About(("MIG-one",), None, "config")}, About())
+    *_, one = describer([instance("MIG-one", "1/7"), engine()])
+    assert (one.attributes["gpus"], one.attributes["sku"]) == ("MIG-one", f"{H100} MIG 1g.10gb")
+    assert one.attributes["slices"] == "1/7"
+    # the GPU was cut anew
+    *_, one = describer([instance("MIG-one", "2/15"), engine()])
+    assert one.attributes["slices"] == "2/15"
+
+
+def test_several_instances_add_up_and_one_that_is_not_seen_leaves_the_sum_unknown() -> None:
+    describer = Describer({"host:8000": About(("MIG-one", "MIG-two"), None, "config")}, About())
+    *_, one = describer([instance("MIG-one", "1/7"), engine()])
+    assert "slices" not in one.attributes
+    *_, one = describer([instance("MIG-two", "1/2"), engine()])
+    assert one.attributes["slices"] == "9/14"
+
+
+def test_a_gpu_that_is_cut_is_held_by_nobody_as_a_whole() -> None:
+    describer = Describer({"host:8000": About(("GPU-a",), None, "config")}, About())
+    whole = Reading("gpu", "GPU-a", {"sku": H100, "mig": "1", "share": "6/7"}, ())
+    *_, one = describer([whole, engine()])
+    assert "gpus" not in one.attributes
+    assert one.attributes["mapping"] == "GPU-a is cut into MIG instances: name the one that it holds, MIG-…"
+    *_, one = describer([whole._replace(attributes={"sku": H100, "mig": "0"}), engine()])
+    assert (one.attributes["gpus"], one.attributes["mapping"]) == ("GPU-a", "config")

@@ -173,7 +173,7 @@ def test_a_gpu_that_two_engines_share_is_paid_for_once(tmp_path: Path) -> None:
     assert [finding.kind for finding in facts[ONE].findings] == ["gpu_shared"]
     assert facts[ONE].findings[0].message == (
         f"GPU-a is held by {TWO} too: for that time each is charged an equal part of the price, and what their work is "
-        "worth is not told apart; give each engine GPUs of its own, or MIG instances"
+        "worth is not told apart; give each engine GPUs of its own"
     )
     assert facts[TWO].modelled
 

@@ -2,38 +2,32 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec.structs import replace
 from tests.loopback import FakeEngine, Server, answer
 
-from kvtally.agent.config import Config, Engine, Gpu, Host, Labels, Rates, Scrape, complete
+from kvtally.agent.config import Config, Engine, Gpu, Host, Labels, Page, Rates, Scrape, complete, complete_page
 from kvtally.agent.config_file import ConfigError
-from kvtally.agent.discovery import FoundEngine
-from kvtally.agent.sources import (
-    GONE_LOOKS,
-    PAGE_BYTES,
-    Found,
-    Sources,
-    _local_port,
-    about_of,
-    look_around,
-    open_nvml,
-    probe,
-)
-from kvtally.collectors.base import CollectError, NoData, Reading
+from kvtally.agent.discovery import FoundEngine, FoundPage
+from kvtally.agent.look import Found, look_around
+from kvtally.agent.sources import GONE_LOOKS, Sources, about_of
+from kvtally.collectors.base import NoData, Reading
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from kvtally.collectors.nvml import NvmlCollector
 
+FIXTURES = Path(__file__).parent / "fixtures"
+LMCACHE_MP = next((FIXTURES / "pages" / "lmcache-mp-056").glob("*.prom")).read_bytes()
+DCGM = (FIXTURES / "dcgm" / "two-gpus.prom").read_bytes()
 FOUR = ("GPU-0", "GPU-1", "GPU-2", "GPU-3")
 MODEL = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 32, "torch_dtype": "bfloat16", "rope_theta": 5e5}
 SHAPE = '{"architecture":"LlamaForCausalLM","kv_dtype":"bfloat16","num_hidden_layers":32,"weight_dtype":"bfloat16"}'
@@ -229,7 +223,7 @@ def test_what_a_later_look_does_not_tell_is_not_kept_but_an_engine_that_is_not_f
 def test_engines_that_config_lists_are_read_from_the_start() -> None:
     sources = Sources(config_of(Engine(url="http://127.0.0.1:8000"), Engine(url="http://gpu7:9000", name="b")), None)
     assert names(sources) == ["127.0.0.1:8000", "b"]
-    assert [one.source for one in sources.may_hang] == ["vllm:127.0.0.1:8000", "vllm:b"]
+    assert [one.source for one in sources.may_hang] == ["engine:127.0.0.1:8000", "engine:b"]
     assert sources.prompt == []
 
 
@@ -281,32 +275,6 @@ def test_an_engine_that_config_lists_under_another_address_of_this_host_is_no_se
     assert names(sources) == ["mine"]
     assert sources.abouts["mine"].labels == {"tenant": "search"}
     assert sources.abouts["mine"].mapping != about_of(listed, None).mapping  # it was recognised
-
-
-@pytest.mark.parametrize(
-    ("url", "port"),
-    [
-        ("http://127.0.0.1:8000/metrics", 8000),
-        ("http://localhost:8000/metrics", 8000),
-        ("http://127.1.2.3/metrics", 80),
-        ("https://127.0.0.1/metrics", 443),
-        ("http://192.0.2.1:8000/metrics", None),  # of nobody: kept for documentation
-        ("http://256.0.0.1:8000/metrics", None),
-    ],
-)
-def test_a_port_is_of_this_host_or_of_another(url: str, port: int | None) -> None:
-    assert _local_port(url) == port
-
-
-def test_the_own_address_of_this_host_is_this_host() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-        try:
-            datagrams.connect(("192.0.2.1", 9))
-        except OSError:
-            own = "127.0.0.1"  # a machine without a network has no other
-        else:
-            own = datagrams.getsockname()[0]
-    assert _local_port(f"http://{own}:8000/metrics") == 8000
 
 
 def test_processes_and_cgroup_of_an_engine_are_sources_once_its_process_is_known() -> None:
@@ -363,47 +331,165 @@ def test_a_url_that_cannot_be_asked_is_a_mistake_of_the_config() -> None:
         Sources(config_of(Engine(url="http://user:word@gpu7:8000/metrics", name="a")), None)
 
 
-def test_a_look_tells_which_process_serves_and_which_ports_config_lists(engine: FakeEngine) -> None:
-    config = config_of(Engine(url=f"http://{engine.name}", name="mine"), scrape=Scrape(discover=False))
-    look = look_around(config, None)
-    (one,) = look.engines
-    assert (one.name, one.pid, one.version) == (engine.name, os.getpid(), "0.32.0")
-    assert look.gpu_indices is None
-    assert look.listed == {port_of(engine): "mine"}
-
-
-def test_nothing_is_looked_for_where_discovery_is_off(engine: FakeEngine) -> None:
-    ports = (port_of(engine),)
-    assert look_around(config_of(scrape=Scrape(discover=False, ports=ports)), None).engines == ()
-    assert len(look_around(config_of(scrape=Scrape(discover=True, ports=ports)), None).engines) == 1
-
-
-def test_a_look_lists_gpus_in_the_order_of_their_indices() -> None:
-    assert look_around(config_of(scrape=Scrape(discover=False)), nvml()).gpu_indices == ("GPU-2", "GPU-10")
-
-
-@pytest.mark.parametrize("fault", [NoData("no driver"), CollectError("the driver does not answer")])
-def test_a_look_without_gpus_finds_engines_all_the_same(engine: FakeEngine, fault: Exception) -> None:
-    look = look_around(config_of(scrape=Scrape(discover=True, ports=(port_of(engine),))), nvml(fault))
-    assert look.gpu_indices is None
-    assert [one.name for one in look.engines] == [engine.name]
-
-
-def test_a_probe_gives_the_body_of_any_page_and_nothing_where_there_is_none(engine: FakeEngine) -> None:
-    assert (probe(f"http://{engine.name}/metrics") or b"").startswith(b"python_gc")
-    engine.stop()
-    assert probe(f"http://{engine.name}/metrics") is None
-    assert probe("gopher://127.0.0.1") is None
-
-
-def test_a_probe_takes_no_page_that_is_too_large() -> None:
+def serve(page: bytes) -> Server:
     def talk(connection: socket.socket, _target: str) -> bool:
-        connection.sendall(answer(b"x" * (PAGE_BYTES + 1)))
+        connection.sendall(answer(page))
         return True
 
-    with Server(talk) as large:
-        assert probe(f"http://{large.origin}/metrics") is None
+    return Server(talk)
 
 
-def test_gpus_that_config_switches_off_are_not_read() -> None:
-    assert open_nvml(Config(gpu=Gpu(enabled=False))) is None
+def beside(server: Server, *sources: str) -> FoundPage:
+    return FoundPage(f"http://{server.origin}/metrics", server.origin, sources)
+
+
+def look_of(*engines: FoundEngine, **more: Any) -> Found:
+    return Found(engines, None)._replace(**more)
+
+
+def connected(**connectors: str) -> tuple[Engine, ...]:
+    """Engines with these connectors, by name."""
+    return tuple(
+        Engine(f"http://192.0.2.{at}:8000", name, connector=connector)
+        for at, (name, connector) in enumerate(connectors.items(), 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("connectors", "served"),
+    [
+        ({"a": "LMCacheMPConnector", "b": "NixlConnector", "c": ""}, "a"),
+        ({"a": "LMCacheConnectorV1", "b": "", "c": "MultiConnector"}, "b,c"),
+        ({"a": "LMCacheMPConnector", "b": "LMCacheMPConnector"}, "a,b"),
+        ({"a": "NixlConnector"}, None),
+    ],
+)
+def test_a_cache_that_is_found_serves_the_engines_whose_connector_is_its_own_or_not_known(
+    connectors: dict[str, str], served: str | None
+) -> None:
+    with serve(LMCACHE_MP) as server:
+        sources = Sources(config_of(*connected(**connectors)), None)
+        assert sources.take(look_of(pages=(beside(server, "lmcache_mp"),)))
+        (page,) = sources.pages
+        (reading,) = page.collect()
+        sources.close()
+    assert (reading.kind, reading.attributes.get("engines")) == ("cache", served)
+    assert page in sources.may_hang
+
+
+def test_the_engines_that_config_names_go_before_what_connectors_tell() -> None:
+    with serve(LMCACHE_MP) as server:
+        config = config_of(*connected(a="LMCacheMPConnector", b="NixlConnector"))
+        config = replace(config, pages=(Page(f"http://{server.origin}", "cache", ("b",)),))
+        sources = Sources(config, None)
+        (page,) = sources.pages
+        (reading,) = page.collect()
+        sources.close()
+    assert (page.source, reading.attributes["engines"]) == ("page:cache", "b")
+
+
+def test_an_engine_that_is_gone_is_served_no_more() -> None:
+    with serve(LMCACHE_MP) as server:
+        both = config_of(*connected(a="LMCacheMPConnector", b="LMCacheMPConnector"))
+        sources = Sources(config_of(), None)
+        sources.take(look_of(config=both, pages=(beside(server, "lmcache_mp"),)))
+        (page,) = sources.pages
+        sources.take(look_of(config=replace(both, engines=both.engines[:1]), pages=(beside(server, "lmcache_mp"),)))
+        (reading,) = page.collect()
+        sources.close()
+    assert (reading.attributes["engines"], set(sources.abouts)) == ("a", {"a"})
+
+
+def test_a_page_that_is_not_found_any_more_is_forgotten_after_a_while_and_one_of_the_config_never() -> None:
+    with serve(LMCACHE_MP) as server:
+        config = replace(config_of(), pages=(complete_page(Page("http://192.0.2.1:8080")),))
+        sources = Sources(config, None)
+        sources.take(look_of(pages=(beside(server, "lmcache_mp"),)))
+        assert [page.name for page in sources.pages] == ["192.0.2.1:8080", server.origin]
+        for _ in range(GONE_LOOKS - 1):
+            assert not sources.take(look_of())
+        assert sources.take(look_of())
+        assert [page.name for page in sources.pages] == ["192.0.2.1:8080"]
+        sources.close()
+
+
+def test_gpus_of_a_page_are_left_out_where_nvml_counts_them() -> None:
+    with serve(DCGM) as server:
+        config = replace(config_of(), pages=(Page(f"http://{server.origin}"),))
+        with_driver, without = Sources(config, nvml()), Sources(config, None)
+        assert with_driver.pages[0].collect() == ()
+        assert {reading.kind for reading in without.pages[0].collect()} == {"gpu"}
+        for one in (with_driver, without):
+            one.close()
+
+
+class Mount:
+    """A mount that counts nothing."""
+
+    source = "mount:/kv"
+
+    def collect(self) -> tuple[Reading, ...]:
+        return ()
+
+
+def test_a_mount_goes_on_with_its_collector_as_long_as_it_is_seen_by_the_same_process_with_the_same_folders() -> None:
+    sources, one, two, three = Sources(config_of(), None), Mount(), Mount(), Mount()
+    assert sources.take(look_of(mounts={(7, ("/kv",)): one}))
+    assert not sources.take(look_of(mounts={(7, ("/kv",)): two}))
+    assert sources.may_hang == [one]
+    assert sources.take(look_of(mounts={(8, ("/kv",)): three}))  # the engine was started anew
+    assert sources.may_hang == [three]
+    assert sources.take(look_of())
+    assert sources.may_hang == []
+
+
+def test_what_files_name_no_more_is_read_no_more_and_what_they_tell_otherwise_is_read_anew() -> None:
+    a, b = connected(a="", b="")
+    page = Page("http://192.0.2.9:8080", "cache")
+    sources = Sources(config_of(a), None)
+    first = replace(config_of(a, b), pages=(complete_page(page),))
+    assert sources.take(look_of(config=first))
+    assert (names(sources), [one.name for one in sources.pages]) == (["a", "b"], ["cache"])
+    kept, before = sources.engines
+    assert not sources.take(look_of(config=first))
+    moved = replace(config_of(a, replace(b, url="http://192.0.2.7:8000")), pages=(complete_page(page),))
+    assert sources.take(look_of(config=moved))  # by its name it is the same
+    assert sources.engines[0] is kept
+    assert sources.engines[1] is not before
+    assert sources.engines[1].url == "http://192.0.2.7:8000/metrics"
+    assert sources.take(look_of(config=config_of(a)))
+    assert (names(sources), sources.pages) == (["a"], ())
+
+
+def test_an_engine_and_a_page_that_were_found_are_dropped_once_config_lists_them_under_other_names() -> None:
+    with serve(LMCACHE_MP) as server:
+        here = found("http://127.0.0.1:8000", pid=os.getpid())
+        sources = Sources(config_of(), None)
+        sources.take(look_of(here, pages=(beside(server, "lmcache_mp"),)))
+        assert (names(sources), len(sources.pages)) == (["127.0.0.1:8000"], 1)
+        listed = config_of(Engine("http://localhost:8000", "mine"))
+        listed = replace(listed, pages=(complete_page(Page(f"http://localhost:{server.port}", "cache")),))
+        listing = look_of(here, config=listed, listed={8000: "mine"}, listed_pages=frozenset({server.origin}))
+        assert sources.take(listing)
+        assert (names(sources), [page.name for page in sources.pages]) == (["mine"], ["cache"])
+        sources.close()
+
+
+def test_engines_that_are_found_beside_kvtally_in_its_pod_take_what_the_pod_tells(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels"
+    labels.write_text('llm-d.ai/role="prefill"\n')
+    monkeypatch.setenv("KVTALLY_POD_LABELS", str(labels))
+    monkeypatch.setenv("POD_NAMESPACE", "chat")
+    monkeypatch.setenv("POD_NAME", "llama-0")
+    config = config_of(Engine("http://192.0.2.1:8000", "far"), labels=Labels(cluster="fra1"))
+    sources = Sources(config, None)
+    sources.take(Found((found(),), None))
+    about = sources.abouts["127.0.0.1:8000"]
+    assert (about.labels, about.role) == ({"cluster": "fra1", "namespace": "chat"}, "prefill")
+    # what config lists may be another pod's
+    assert (sources.abouts["far"].labels, sources.abouts["far"].role) == ({"cluster": "fra1"}, "")
+    named = Sources(config_of(labels=Labels(namespace="search")), None)
+    named.take(Found((found(),), None))
+    assert named.abouts["127.0.0.1:8000"].labels == {"namespace": "search"}

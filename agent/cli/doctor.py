@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 def doctor(form: str | None, ledger: str | None, config_path: str | None) -> None:
     """Look at every target: found or not, which version, what is missing and what to do.
 
-    Exit status 1 if no engine can be metered.
+    Exit status 1 if no engine can be metered, or the savings of one would be refused.
     """
     from kvtally.agent.doctor import answer_of, examine  # noqa: PLC0415  # --help needs none of it
-    from kvtally.agent.sources import Sources, look_around, open_nvml  # noqa: PLC0415  # as above
+    from kvtally.agent.look import look_around, open_nvml  # noqa: PLC0415  # as above
+    from kvtally.agent.sources import Sources  # noqa: PLC0415  # as above
 
     config, url = settings(config_path, ledger)
     nvml = open_nvml(config)
@@ -31,7 +32,9 @@ def doctor(form: str | None, ledger: str | None, config_path: str | None) -> Non
     try:
         found = look_around(config, nvml)
         sources.take(found)
-        others = [*([nvml] if nvml is not None else []), *sources.prompt]
+        pages = set(sources.engines)
+        others = [one for one in sources.may_hang if one not in pages]
+        others += sources.prompt
         checked = examine(config, sources, found, time.time_ns, others)
     finally:
         sources.close()
@@ -44,7 +47,7 @@ def doctor(form: str | None, ledger: str | None, config_path: str | None) -> Non
         from kvtally.agent.render.listing import doctor_table  # noqa: PLC0415  # rich is loaded for a table only
 
         doctor_table(answer)
-    sys.exit(0 if answer["metered_engines"] else 1)
+    sys.exit(1 if not answer["metered_engines"] or answer["engines_without_savings"] else 0)
 
 
 def _ledger(url: str) -> Checked:

@@ -48,7 +48,7 @@ def replay(recording: str, interval: float, quiet: bool, ledger: str | None, con
         if name != "lmcache" or opened.meta.get("lmcache_version"):
             click.echo(f"the recording has no {name}: {LACKING.get(name, 'what it would tell is unknown')}", err=True)
     if done.unread:
-        click.echo(f"{done.unread} pages of an LMCache server were not read: its mapping is still to come", err=True)
+        click.echo(f"{done.unread} pages beside the engine's show nothing that kvtally reads", err=True)
     for note in opened.notes:
         click.echo(note, err=True)
     for finding in done.findings:

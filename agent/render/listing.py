@@ -10,7 +10,7 @@ from kvtally.agent.render.numbers import UNKNOWN, count
 from kvtally.agent.render.screen import Screen, Sheet, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 _STATE = {"ok": "green", "no_data": "yellow", "failed": "bold red", "partial": "yellow"}
 
@@ -80,11 +80,41 @@ def doctor_table(answer: Mapping[str, Any]) -> None:
     for one in answer["targets"]:
         state, target = Text(f"{one['state']:<8}", style=_STATE[one["state"]]), Text(one["target"], style="bold")
         screen.say(state, target, f"  {one['summary']}", indent=8)
+        for warning in one["warnings"]:
+            screen.say(" " * 8, Text("unsafe  ", style="bold red"), warning, indent=10)
         for missing in one["missing"]:
-            what = f"{missing['what']}: {missing['costs']}"
-            screen.say(" " * 8, Text("missing ", style="yellow"), what, indent=10)
-            if missing["hint"]:
-                screen.say(f"          {missing['hint']}", style="dim", indent=10)
+            screen.say(" " * 8, Text("missing ", style="yellow"), f"{missing['what']}: {missing['costs']}", indent=10)
+            _say_hint(screen, missing["hint"])
+        if one["counted"] and one["not_counted"]:
+            screen.say(f"        not counted: {', '.join(one['not_counted'])}", style="dim", indent=10)
+        if one["savings"] is not None:
+            _say_savings(screen, one["savings"], {missing["what"] for missing in one["missing"]})
         if one["hint"]:
             screen.say(f"        {one['hint']}", style="dim", indent=8)
     screen.say(answer["verdict"])
+
+
+def _say_savings(screen: Screen, savings: Mapping[str, Any], told: Collection[str]) -> None:
+    """Which rung an engine's data reach, or why its savings cannot be told; `told` is said above, hint and all."""
+    if not savings["due"]:
+        for one in savings["refused"]:
+            screen.say(" " * 8, Text("savings ", style="dim"), f"none of its own: {one['costs']}", indent=10)
+            _say_hint(screen, one["hint"])
+        return
+    if savings["rung"] is None:
+        again = [one["what"] for one in savings["refused"] if one["what"] in told]
+        without = f" without {', '.join(again)}" if again else ""
+        screen.say(" " * 8, Text("savings ", style="yellow"), f"cannot be told{without}", indent=10)
+        for one in savings["refused"]:
+            if one["what"] not in told:
+                screen.say(f"          {one['what']}: {one['costs']}", indent=12)
+                _say_hint(screen, one["hint"])
+        return
+    screen.say(" " * 8, Text("savings ", style="green"), f"rung {savings['rung']}", indent=10)
+    for one in savings["above"]:
+        screen.say(f"          {one['rung']} adds {one['adds']}: {one['hint']}", style="dim", indent=12)
+
+
+def _say_hint(screen: Screen, hint: str) -> None:
+    if hint:
+        screen.say(f"            {hint}", style="dim", indent=12)
