@@ -31,8 +31,12 @@ docs:
     mv docs/configuration.new docs/configuration.md
     {{ bin }}/python docs/cli.py > docs/cli.new
     mv docs/cli.new docs/cli.md
+    {{ bin }}/python docs/metrics.py > docs/metrics.new
+    mv docs/metrics.new docs/metrics.md
     {{ bin }}/python docs/readme.py > README.new
     mv README.new README.md
+    {{ bin }}/python -m deploy.grafana.dashboard > deploy/grafana/kvtally.new
+    mv deploy/grafana/kvtally.new deploy/grafana/kvtally.json
 
 # the suite on every supported Python that is here
 matrix:
@@ -75,3 +79,7 @@ lock:
 # wheel and sdist into dist/
 wheel:
     {{ bin }}/python -m hatchling build
+
+# the dashboard and the alerts against a real Prometheus and VictoriaMetrics, which must be on PATH
+observe *words:
+    {{ bin }}/python -m tests.bench.observability {{ words }}

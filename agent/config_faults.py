@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
     from msgspec import Struct
 
-    from kvtally.agent.config import Config, Engine
+    from kvtally.agent.config_tables import Access, Config, Engine, Page
 
 
 class Fault(NamedTuple):
@@ -32,29 +33,42 @@ def of_each(config: Config) -> Iterator[Fault]:
     yield from _of_texts("rates", config.rates)
     if config.ledger.url and (fault := of_ledger(config.ledger.url)):
         yield Fault("ledger.url", *fault)
+    for pattern in scrape.file_sd:
+        if not pattern.endswith(".json"):
+            hint = "convert YAML once, as by: yq -o=json targets.yml > targets.json"
+            yield Fault("scrape.file_sd", f'"{pattern}" does not end in .json', hint)
+    yield from _of_access("scrape.file_sd_access", scrape.file_sd_access)
+    if config.storage.mmpmon and not PurePath(config.storage.mmpmon).is_absolute():
+        yield Fault("storage.mmpmon", f'"{config.storage.mmpmon}" is relative', "give the path from /")
     for place, engine in enumerate(config.engines):
         key = f"engine[{place}]"
-        if not _is_page(engine.url):
-            yield Fault(f"{key}.url", "no http or https URL", "http://127.0.0.1:8000/metrics is the form")
-        yield from _of_texts(key, engine)
+        yield from _of_page(key, engine)
         yield from _of_texts(f"{key}.labels", engine.labels)
         yield from _of_gpus(key, engine)
         for path in engine.kv_paths:
             if not PurePath(path).is_absolute():
                 yield Fault(f"{key}.kv_paths", f'"{path}" is relative', "give the path from /")
+    for place, page in enumerate(config.pages):
+        yield from _of_page(f"page[{place}]", page)
 
 
-def between(engines: tuple[Engine, ...]) -> Iterator[Fault]:
-    """The faults of completed engines against each other: what two of them have would be counted twice."""
+def between(engines: tuple[Engine, ...], pages: tuple[Page, ...] = ()) -> Iterator[Fault]:
+    """The faults of completed engines and pages against each other: what has one address would be counted twice.
+
+    A GPU may be several engines': its cost is split between them.
+    """
     owners: dict[tuple[str, str], str] = {}
-    for place, engine in enumerate(engines):
-        here = f"engine[{place}]"
-        for name, values in (("url", (engine.url,)), ("name", (engine.name,)), ("gpus", engine.gpus or ())):
-            for value in values:
-                owner = owners.setdefault((name, value), here)
-                if owner != here:
-                    what = "" if name == "url" else f'"{value}" '  # a URL may hold a password
-                    yield Fault(f"{here}.{name}", f"{what}belongs to {owner} too", "it would be counted twice")
+    listed: list[tuple[str, Engine | Page]] = [
+        *((f"engine[{place}]", engine) for place, engine in enumerate(engines)),
+        *((f"page[{place}]", page) for place, page in enumerate(pages)),
+    ]
+    for here, entry in listed:
+        for name, value in (("url", entry.url), ("name", entry.name)):
+            owner = owners.setdefault((name, value), here)
+            if owner != here:
+                what = "" if name == "url" else f'"{value}" '  # the query of a URL may hold a secret
+                hint = "give one of them another name" if name == "name" else "it would be counted twice"
+                yield Fault(f"{here}.{name}", f"{what}belongs to {owner} too", hint)
 
 
 def of_ledger(url: str) -> tuple[str, str] | None:
@@ -83,6 +97,34 @@ def _of_gpus(key: str, engine: Engine) -> Iterator[Fault]:
         reason = f"{len(gpus)} GPUs do not divide into replicas of {engine.gpus_per_replica}"
         hint = "a replica holds tensor-parallel times pipeline-parallel size GPUs"
         yield Fault(f"{key}.gpus_per_replica", reason, hint)
+
+
+def _of_page(key: str, entry: Engine | Page) -> Iterator[Fault]:
+    if _has_credentials(entry.url):
+        hint = f"set {key}.access.username and {key}.access.password_file"
+        yield Fault(f"{key}.url", "holds a user name or a password, which would end up in logs", hint)
+    elif not _is_page(entry.url):
+        yield Fault(f"{key}.url", "no http or https URL", "http://127.0.0.1:8000/metrics is the form")
+    yield from _of_texts(key, entry)
+    yield from _of_access(f"{key}.access", entry.access)
+
+
+def _of_access(key: str, access: Access) -> Iterator[Fault]:
+    if access.password_file and not access.username:
+        yield Fault(f"{key}.password_file", "a password without a user name", "set username beside it")
+    if access.username and access.bearer_token_file:
+        hint = "a request carries one of them: leave out username or bearer_token_file"
+        yield Fault(f"{key}.bearer_token_file", "a token beside a user name", hint)
+    if access.key_file and not access.cert_file:
+        yield Fault(f"{key}.key_file", "a key without its certificate", "set cert_file beside it")
+    if access.insecure_skip_verify and access.ca_file:
+        hint = "leave out insecure_skip_verify, and the certificate is checked against ca_file"
+        yield Fault(f"{key}.insecure_skip_verify", "nothing is checked against ca_file", hint)
+    yield from _of_texts(key, access)
+
+
+def _has_credentials(url: str) -> bool:
+    return "@" in re.split(r"[/?#]", url.partition("://")[2] or url)[0]
 
 
 def _is_page(url: str) -> bool:

@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 from kvtally.agent.cadence import Cadence, Stop, told_by_signals
 from kvtally.agent.child import Child
 from kvtally.agent.clock import LedgerClock, elapsed_ns
+from kvtally.agent.exporting import Exporting
 from kvtally.agent.gather import Gatherer
+from kvtally.agent.health import Health
 from kvtally.agent.ledger.append import LedgerWriter
 from kvtally.agent.ledger.errors import LedgerError, LedgerUnreachable
 from kvtally.agent.ledger.place import WriterLock, connect, file_of, is_current
+from kvtally.agent.look import Found, look_around, open_nvml
 from kvtally.agent.pipeline import Pipeline
 from kvtally.agent.replica import About, Describer
-from kvtally.agent.sources import Found, Sources, look_around, open_nvml
+from kvtally.agent.sources import Sources
+from kvtally.agent.target_files import TargetFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,6 +72,7 @@ class Daemon:
         self._child: Child | None = None
         self._look: threading.Thread | None = None
         self._found: Found | None = None
+        self._files = TargetFiles(config)
         self._gpu_count: int | None = None
         self._told: dict[str, About] = {}
         self._looked_at = -math.inf
@@ -92,6 +97,7 @@ class Daemon:
                 try:
                     self._loop(once=once)
                 finally:
+                    self._exporting.close()
                     self._gatherer.close()
                     self._sources.close()
         self._log.line("info", "stopped", ledger=self._path)
@@ -116,9 +122,15 @@ class Daemon:
             interval_ns=round(self._config.scrape.interval_seconds * 1e9),
             started_ns=self._clock.now_ns(),
         )
+        self._health = Health(self._path)
+        self._exporting = Exporting(self._config, self._options(), self._health, self._log)
         self._begin_look().join(FIRST_LOOK_SECONDS)
         self._take_look()
         self._greet()
+
+    def _options(self) -> tuple[str, ...]:
+        """Those that name the ledger and the config to a child."""
+        return ("--ledger", self._url, *(("--config", self._config_path) if self._config_path else ()))
 
     def _make_ledger(self) -> None:
         """Create the ledger or bring it up to date, in a child: alembic would stay in memory for good."""
@@ -132,11 +144,17 @@ class Daemon:
         if not self._sources.engines:
             self._log.line(
                 "warning",
-                "no vLLM engine found yet; looking again every 10 s. Name one in kvtally.toml: [[engine]] url = …",
+                "no engine found yet; looking again every 10 s. Name one in kvtally.toml: [[engine]] url = …",
                 ports=",".join(str(port) for port in scrape.ports),
             )
+        port = self._exporting.port
         self._log.line(
-            "info", "started", ledger=self._path, interval_seconds=scrape.interval_seconds, gpus=self._gpu_count
+            "info",
+            "started",
+            ledger=self._path,
+            interval_seconds=scrape.interval_seconds,
+            gpus=self._gpu_count,
+            metrics=None if port is None else f"{self._config.export.prometheus.listen.rpartition(':')[0]}:{port}",
         )
 
     def _tell_engines(self) -> None:
@@ -189,6 +207,7 @@ class Daemon:
             # another process answers: see which
             self._must_look |= finding.kind in {"tokens_lost", "engine_restarted", "scrapes_failed"}
         self._minute.add(scrapes, tick)
+        self._health.add(scrapes, tick)
 
     def _chores(self) -> None:
         """What is done between two ticks, none of it for long."""
@@ -199,7 +218,7 @@ class Daemon:
             every = min(every, FIRST_LOOKS_SECONDS)
         elif self._is_settled:
             every = max(every, SETTLED_LOOKS_SECONDS)
-        if self._must_look:
+        if self._must_look or self._files.has_changed():
             every = min(every, NEXT_LOOK_SECONDS)
         if self._look is None and now - self._looked_at >= every:
             self._begin_look()
@@ -207,6 +226,7 @@ class Daemon:
             self._log.line("info", "minute", **self._minute.fields(self._path))
             self._minute = _Minute(self._monotonic)
         self._settle(now)
+        self._exporting.look()
 
     def _settle(self, now: float) -> None:
         """Have the hours that are over settled, in a child."""
@@ -218,9 +238,8 @@ class Daemon:
                 self._child = None
         elif now - self._settled_at >= SETTLE_SECONDS:
             self._settled_at = now
-            options = ["--config", self._config_path] if self._config_path else []
             try:
-                self._child = Child("ledger", "settle", "--quiet", "--prune", "--ledger", self._url, *options)
+                self._child = Child("ledger", "settle", "--quiet", "--prune", *self._options())
             except OSError as error:  # no memory or no process is left: the next one will do
                 self._log.complain("warning", "the hours that are over could not be settled", reason=str(error))
 
@@ -235,7 +254,7 @@ class Daemon:
         # the collector's own thread owns its handle; one for this look does not disturb its sums
         nvml = open_nvml(self._config)
         try:
-            self._found = look_around(self._config, nvml)
+            self._found = look_around(self._config, nvml, self._files)
         except OSError as error:
             self._log.complain("warning", "no look around this host", reason=str(error))
         finally:
@@ -249,8 +268,11 @@ class Daemon:
         found, self._found = self._found, None
         if found is None:
             return
+        for complaint in found.complaints:
+            self._log.line("warning", complaint)
         located = sum(one.pid is not None for one in found.engines)
-        self._is_settled = not self._config.scrape.discover and located == len(self._config.engines)
+        listed = len((found.config or self._config).engines)
+        self._is_settled = not self._config.scrape.discover and located == listed
         self._gpu_count = None if found.gpu_indices is None else len(found.gpu_indices)
         if self._sources.take(found):
             self._gatherer.use(self._sources.may_hang, self._sources.prompt)

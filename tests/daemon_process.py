@@ -189,4 +189,5 @@ def kvtally(*arguments: str) -> subprocess.CompletedProcess[str]:
 def config_of(names: Sequence[str], scrape: str = "discover = false") -> str:
     """A config with these engines and no GPU, which says more of how to scrape."""
     engines = "".join(f'[[engine]]\nurl = "http://{name}"\n' for name in names)
-    return f"[scrape]\ninterval_seconds = 1\n{scrape}\n[gpu]\nenabled = false\n{engines}"
+    quiet = '[gpu]\nenabled = false\n[export.prometheus]\nlisten = ""\n'
+    return f"[scrape]\ninterval_seconds = 1\n{scrape}\n{quiet}{engines}"

@@ -4,8 +4,23 @@ from pathlib import Path
 
 import pytest
 
-from kvtally.agent.config import Config, Engine, Labels, Ledger, Rates, Scrape, complete, ledger_url, load, masked
+from kvtally.agent.config import (
+    Access,
+    Config,
+    Engine,
+    Labels,
+    Ledger,
+    Page,
+    Rates,
+    Scrape,
+    complete,
+    complete_page,
+    ledger_url,
+    load,
+    masked,
+)
 from kvtally.agent.config_file import ConfigError
+from kvtally.collectors.access import Access as Files
 
 ENGINES = """
 [labels]
@@ -18,7 +33,7 @@ gpus = ["GPU-a", "GPU-b"]
 gpus_per_replica = 2
 
 [[engine]]
-url = "https://user:secret@engine.example"
+url = "https://engine.example"
 name = "chat"
 term = "spot"
 site = "fra"
@@ -43,7 +58,8 @@ def test_without_a_file_the_defaults_of_the_documentation_hold() -> None:
     config = load(None, {}, searched=())
     assert config == Config()
     assert (config.scrape.interval_seconds, config.scrape.timeout_seconds) == (5, 2)
-    assert config.scrape.ports == (8000, 8001, 8002, 8003, 8004, 8005, 8006, 8007, 8008, 8009, 8010, 8200)
+    assert config.scrape.ports[:12] == (8000, 8001, 8002, 8003, 8004, 8005, 8006, 8007, 8008, 8009, 8010, 8200)
+    assert {30000, 8081, 9400} < set(config.scrape.ports)
     assert config.ledger.retention_days == 90
 
 
@@ -56,6 +72,7 @@ def test_every_table_of_a_file_is_read(tmp_path: Path) -> None:
     discover = false
     discover_every_seconds = 30
     restrict = "never"
+    file_sd = ["/etc/kvtally/engines.json"]
     [gpu]
     enabled = false
     energy_every_seconds = 20
@@ -64,6 +81,9 @@ def test_every_table_of_a_file_is_read(tmp_path: Path) -> None:
     processes = false
     disks = false
     cgroup = false
+    [storage]
+    enabled = false
+    mmpmon = "/opt/mmpmon"
     [rates]
     default_card = false
     [ledger]
@@ -73,9 +93,10 @@ def test_every_table_of_a_file_is_read(tmp_path: Path) -> None:
     level = "debug"
     """
     config = load(written(tmp_path, text), {})
-    assert config.scrape == Scrape(1.0, 0.25, False, 30.0, (9000,), "never")
+    assert config.scrape == Scrape(1.0, 0.25, False, 30.0, (9000,), "never", ("/etc/kvtally/engines.json",))
     assert (config.gpu.enabled, config.gpu.energy_every_seconds, config.gpu.gpm_every_seconds) == (False, 20, 30.5)
     assert (config.host.processes, config.host.disks, config.host.cgroup) == (False, False, False)
+    assert (config.storage.enabled, config.storage.mmpmon) == (False, "/opt/mmpmon")
     assert (config.rates.default_card, config.ledger.retention_days) == (False, 7)
     assert (config.log.format, config.log.level) == ("json", "debug")
 
@@ -86,7 +107,7 @@ def test_a_listed_engine_is_completed_from_the_other_tables(tmp_path: Path) -> N
     assert (first.gpus, first.gpus_per_replica) == (("GPU-a", "GPU-b"), 2)
     assert (first.term, first.site) == ("reserved", "ams")
     assert first.labels == Labels("fra1", "", "all")
-    assert (second.url, second.name) == ("https://user:secret@engine.example/metrics", "chat")
+    assert (second.url, second.name) == ("https://engine.example/metrics", "chat")
     assert (second.gpus, second.gpus_per_replica, second.pid, second.kv_dram_gib) == (None, None, None, None)
     assert (second.term, second.site) == ("spot", "fra")
     assert second.labels == Labels("fra1", "chat", "search")
@@ -98,7 +119,7 @@ def test_a_listed_engine_is_completed_from_the_other_tables(tmp_path: Path) -> N
         ("http://10.0.0.7:8000", "http://10.0.0.7:8000/metrics", "10.0.0.7:8000"),
         ("http://10.0.0.7:8000/", "http://10.0.0.7:8000/metrics", "10.0.0.7:8000"),
         ("http://a.example/v1/metrics?x=1", "http://a.example/v1/metrics?x=1", "a.example:80"),
-        ("https://me:word@A.example", "https://me:word@A.example/metrics", "a.example:443"),
+        ("https://A.example", "https://A.example/metrics", "a.example:443"),
         ("http://[::1]:8001/metrics", "http://[::1]:8001/metrics", "[::1]:8001"),
     ],
 )
@@ -185,6 +206,74 @@ def test_the_place_of_a_models_config_counts_from_the_file_that_names_it(tmp_pat
     places = [engine.model_config for engine in config.engines]
     assert places == [f"{tmp_path}/models/a", "/models/b/config.json", "models/other", ""]
     assert [engine.token_budget for engine in config.engines] == [None, 2048, None, None]
+
+
+def test_the_files_of_an_access_count_from_the_file_that_names_them(tmp_path: Path) -> None:
+    text = """
+    [scrape]
+    file_sd = ["sd/*.json", "/etc/sd.json"]
+    [scrape.file_sd_access]
+    ca_file = "ca.pem"
+    [[engine]]
+    url = "https://a"
+    role = "prefill"
+    group = "chat"
+    [engine.access]
+    bearer_token_file = "token"
+    ca_file = "/etc/ca.pem"
+    cert_file = "own.pem"
+    key_file = "own.key"
+    server_name = "engine.example"
+    [[engine]]
+    url = "https://b"
+    [engine.access]
+    username = "me"
+    password_file = "word"
+    insecure_skip_verify = true
+    [[page]]
+    url = "https://c"
+    access = { bearer_token_file = "token" }
+    """
+    environ = {"KVTALLY_ENGINE__1__ACCESS__PASSWORD_FILE": "other", "KVTALLY_PAGE__0__ACCESS__CA_FILE": "ca"}
+    config = load(written(tmp_path, text), environ)
+    assert config.scrape.file_sd == (f"{tmp_path}/sd/*.json", "/etc/sd.json")
+    assert config.scrape.file_sd_access == Access(ca_file=f"{tmp_path}/ca.pem")
+    first, second = config.engines
+    assert (first.role, first.group, second.role, second.group) == ("prefill", "chat", "", "")
+    own = (f"{tmp_path}/own.pem", f"{tmp_path}/own.key")
+    assert first.access.for_endpoint() == Files(
+        f"{tmp_path}/token", "", "", "/etc/ca.pem", *own, "engine.example", insecure_skip_verify=False
+    )
+    assert second.access == Access(username="me", password_file="other", insecure_skip_verify=True)
+    assert config.pages[0].access == Access(bearer_token_file=f"{tmp_path}/token", ca_file="ca")
+
+
+def test_files_to_discover_from_that_the_environment_names_count_from_the_working_folder(tmp_path: Path) -> None:
+    file = written(tmp_path, '[scrape]\nfile_sd = ["a.json"]')
+    assert load(file, {"KVTALLY_SCRAPE__FILE_SD": "b.json,/c.json"}).scrape.file_sd == ("b.json", "/c.json")
+
+
+def test_a_listed_page_is_completed_as_an_engine_is(tmp_path: Path) -> None:
+    text = """
+    [[page]]
+    url = "http://127.0.0.1:7000"
+    [[page]]
+    url = "http://127.0.0.1:9400/gpu/metrics"
+    name = "dcgm"
+    engines = ["a", "b"]
+    """
+    assert load(written(tmp_path, text), {}).pages == (
+        Page("http://127.0.0.1:7000/metrics", "127.0.0.1:7000"),
+        Page("http://127.0.0.1:9400/gpu/metrics", "dcgm", ("a", "b")),
+    )
+    assert complete_page(Page("https://[::1]/")) == Page("https://[::1]/metrics", "[::1]:443")
+
+
+def test_a_page_and_an_engine_of_one_name_are_an_error(tmp_path: Path) -> None:
+    text = 'engine = [{ url = "http://a" }]\npage = [{ url = "http://a/other" }]'
+    with pytest.raises(ConfigError, match=r'page\[0\]\.name: "a:80" belongs to engine\[0\] too$') as caught:
+        load(written(tmp_path, text), {})
+    assert caught.value.hint == "give one of them another name"
 
 
 def test_the_connector_of_an_engine_is_the_name_of_a_class(tmp_path: Path) -> None:

@@ -2,7 +2,19 @@ from __future__ import annotations
 
 import pytest
 
-from kvtally.agent.config import Config, Engine, Labels, Ledger, Rates, Scrape, complete
+from kvtally.agent.config import (
+    Access,
+    Config,
+    Engine,
+    Labels,
+    Ledger,
+    Page,
+    Rates,
+    Scrape,
+    Storage,
+    complete,
+    complete_page,
+)
 from kvtally.agent.config_faults import Fault, between, of_each, of_ledger
 
 
@@ -10,13 +22,13 @@ def faults(config: Config) -> list[tuple[str, str]]:
     return [(fault.key, fault.reason) for fault in of_each(config)]
 
 
-def clashes(*engines: Engine) -> list[Fault]:
-    return list(between(tuple(complete(engine, Config()) for engine in engines)))
+def clashes(*engines: Engine, pages: tuple[Page, ...] = ()) -> list[Fault]:
+    return list(between(tuple(complete(engine, Config()) for engine in engines), tuple(map(complete_page, pages))))
 
 
 def test_the_defaults_and_a_whole_engine_have_no_fault() -> None:
     engine = Engine(
-        "https://me:word@[::1]:8000/metrics",
+        "https://[::1]:8000/metrics",
         *(
             "a",
             ("GPU-a", "MIG-b"),
@@ -30,7 +42,10 @@ def test_the_defaults_and_a_whole_engine_have_no_fault() -> None:
             "LMCacheConnectorV1",
             "owned",
             "fra",
+            "decode",
+            "chat",
         ),
+        access=Access(username="me", password_file="word", cert_file="own.pem", key_file="own.key"),
     )
     assert faults(Config(engines=(engine,))) == []
     assert clashes(engine, Engine("http://127.0.0.1:8001", gpus=("GPU-c",)), Engine("http://127.0.0.1:8002")) == []
@@ -88,7 +103,7 @@ def test_replicas_without_listed_gpus_are_no_fault() -> None:
 
 
 def test_two_engines_must_not_share_a_page() -> None:
-    first, *_ = clashes(Engine("http://me:word@a:8000", "a"), Engine("http://me:word@a:8000/metrics", "b"))
+    first, *_ = clashes(Engine("http://a:8000", "a"), Engine("http://a:8000/metrics", "b"))
     assert first == Fault("engine[1].url", "belongs to engine[0] too", "it would be counted twice")
 
 
@@ -97,9 +112,70 @@ def test_two_engines_must_not_share_a_name() -> None:
     assert [(fault.key, fault.reason) for fault in clash] == [("engine[2].name", '"a:80" belongs to engine[0] too')]
 
 
-def test_two_engines_must_not_share_a_gpu() -> None:
-    clash = clashes(Engine("http://a", gpus=("GPU-a", "GPU-b")), Engine("http://b", gpus=("GPU-c", "GPU-b")))
-    assert [(fault.key, fault.reason) for fault in clash] == [("engine[1].gpus", '"GPU-b" belongs to engine[0] too')]
+def test_two_engines_may_share_a_gpu_and_one_names_it_once() -> None:
+    sharing = (Engine("http://a", gpus=("GPU-a", "GPU-b")), Engine("http://b", gpus=("GPU-c", "GPU-b")))
+    assert clashes(*sharing) == []
+    assert faults(Config(engines=sharing)) == []
+    twice = Engine("http://a", gpus=("GPU-a", "GPU-a"))
+    assert faults(Config(engines=(twice, *sharing[1:]))) == [("engine[0].gpus", "names a GPU twice")]
+
+
+@pytest.mark.parametrize("url", ["http://me:word@a/metrics", "https://word@a", "http://me:word@[::1]:x/"])
+def test_credentials_in_the_url_of_a_page_are_refused_and_not_repeated(url: str) -> None:
+    found = [*of_each(Config(engines=(Engine(url),))), *of_each(Config(pages=(Page(url),)))]
+    assert [(fault.key, fault.hint) for fault in found] == [
+        ("engine[0].url", "set engine[0].access.username and engine[0].access.password_file"),
+        ("page[0].url", "set page[0].access.username and page[0].access.password_file"),
+    ]
+    assert not any("me:word" in part for fault in found for part in fault)
+
+
+@pytest.mark.parametrize(
+    ("access", "key", "reason"),
+    [
+        (Access(password_file="word"), "password_file", "a password without a user name"),
+        (Access("token", "me"), "bearer_token_file", "a token beside a user name"),
+        (Access(key_file="own.key"), "key_file", "a key without its certificate"),
+        (
+            Access(ca_file="ca.pem", insecure_skip_verify=True),
+            "insecure_skip_verify",
+            "nothing is checked against ca_file",
+        ),
+        (Access(ca_file="a\nb"), "ca_file", "holds a control character"),
+    ],
+)
+def test_the_keys_of_an_access_must_make_sense_together(access: Access, key: str, reason: str) -> None:
+    assert faults(Config(engines=(Engine("http://a", access=access),))) == [(f"engine[0].access.{key}", reason)]
+    assert faults(Config(pages=(Page("http://a", access=access),))) == [(f"page[0].access.{key}", reason)]
+    config = Config(scrape=Scrape(file_sd_access=access))
+    assert faults(config) == [(f"scrape.file_sd_access.{key}", reason)]
+
+
+@pytest.mark.parametrize("pattern", ["/etc/sd/engines.yml", "/etc/sd/*.yaml", "/etc/sd/*"])
+def test_files_to_discover_from_are_json_and_yaml_is_to_be_converted(pattern: str) -> None:
+    (found,) = of_each(Config(scrape=Scrape(file_sd=("/etc/sd/*.json", pattern))))
+    assert (found.key, found.reason) == ("scrape.file_sd", f'"{pattern}" does not end in .json')
+    assert "yq -o=json" in found.hint
+
+
+def test_a_page_must_have_an_http_url_and_a_printable_name() -> None:
+    config = Config(pages=(Page("ftp://a"), Page("http://a", "a\nb")))
+    assert faults(config) == [("page[0].url", "no http or https URL"), ("page[1].name", "holds a control character")]
+
+
+def test_mmpmon_is_given_from_the_root_or_not_at_all() -> None:
+    assert faults(Config(storage=Storage(mmpmon=""))) == []
+    assert faults(Config(storage=Storage(mmpmon="mmpmon"))) == [("storage.mmpmon", '"mmpmon" is relative')]
+
+
+def test_a_page_must_not_share_address_or_name_with_another_or_with_an_engine() -> None:
+    engine = Engine("http://a:8000", "chat")
+    pages = (Page("http://a:8000/metrics", "x"), Page("http://b", "chat"), Page("http://b", "y"))
+    assert [(fault.key, fault.reason) for fault in clashes(engine, pages=pages)] == [
+        ("page[0].url", "belongs to engine[0] too"),
+        ("page[1].name", '"chat" belongs to engine[0] too'),
+        ("page[2].url", "belongs to page[1] too"),
+    ]
 
 
 @pytest.mark.parametrize("url", ["books.db", "/srv/books.db", "mysql://host/books", "sqlite:books.db", "://"])

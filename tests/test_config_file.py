@@ -64,7 +64,11 @@ def test_a_wrong_value_is_named_by_file_and_key_with_what_was_expected(tmp_path:
         ("[gpus]\nenabled = true", "gpus", "did you mean gpu?"),
         (ENGINE * 2 + "gpu = []", "engine[1].gpu", "did you mean engine[1].gpus?"),
         (ENGINE + "[engine.labels]\nowner = 'a'", "engine[0].labels.owner", "known here: cluster, namespace, tenant"),
-        ("[prometheus]", "prometheus", "known here: scrape, labels, engine, gpu, host, rates, ledger, log"),
+        (
+            "[prometheus]",
+            "prometheus",
+            "known here: scrape, labels, engine, page, gpu, host, storage, export, rates, ledger, log",
+        ),
         ('["0"]\na = 1', "0", "known here: scrape, "),
         ('"a.b\\n" = 1', "a.b?", "known here: scrape, "),
     ],

@@ -11,6 +11,7 @@ import pytest
 
 from kvtally.agent import config_file, config_keys
 from kvtally.agent.config import Config, load
+from kvtally.agent.file_sd import parse
 
 ROOT = Path(__file__).parents[1]
 KEYS = list(config_keys.keys(Config))
@@ -19,7 +20,15 @@ SAMPLES = {"true": "true", "integer": "3", "number": "30", "string": "text", "li
 
 def sample(key: config_keys.Key) -> str:
     """A text that the key's type takes."""
-    named = {"scrape.restrict": "never", "log.format": "json", "log.level": "error"}
+    named = {
+        "scrape.restrict": "never",
+        "export.windows": "30d",
+        "export.prometheus.listen": "[::1]:9478",
+        "engine[].role": "prefill",
+        "engine[].access.server_name": "a.example",
+        "log.format": "json",
+        "log.level": "error",
+    }
     return named.get(key.path) or SAMPLES[config_keys.words(key.type).split()[0].strip(",")]
 
 
@@ -30,7 +39,7 @@ def test_keys_are_found_in_tables_and_lists_of_tables() -> None:
 
 
 def test_only_what_cannot_be_left_out_is_required() -> None:
-    assert [key.path for key in KEYS if key.required] == ["engine[].url"]
+    assert [key.path for key in KEYS if key.required] == ["engine[].url", "page[].url"]
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.path)
@@ -46,7 +55,7 @@ def test_every_key_says_what_it_means_and_every_number_has_a_range(key: config_k
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.path)
 def test_every_key_can_be_set_by_its_variable(key: config_keys.Key) -> None:
     variable, text = key.variable.replace("__N__", "__0__"), sample(key)
-    environ = {"KVTALLY_ENGINE__0__URL": "http://a"} | {variable: text}
+    environ = {"KVTALLY_ENGINE__0__URL": "http://a", "KVTALLY_PAGE__0__URL": "http://b"} | {variable: text}
     tables = config_file.overlay("", {}, environ, Config)
     config = config_file.decode(tables, Config)
     found: Any = msgspec.to_builtins(config)
@@ -94,3 +103,12 @@ def test_the_example_of_the_page_loads(tmp_path: Path) -> None:
     config = load(str(tmp_path / "kvtally.toml"), {})
     assert config.engines[0].labels.tenant == tomllib.loads(example)["engine"][0]["labels"]["tenant"]
     assert config.engines[0].term == "reserved"
+    assert config.engines[0].access.bearer_token_file == "/run/secrets/token"
+    assert config.pages[0].engines == (config.engines[0].name,)
+
+
+def test_the_file_of_targets_on_the_page_can_be_read() -> None:
+    (example,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/configuration.md").read_text(), re.DOTALL)
+    targets = parse(example.encode())
+    assert [engine.role for engine in targets.engines] == ["decode", "decode"]
+    assert targets.pages[0].engines == ("10.0.0.7:8000",)

@@ -211,6 +211,34 @@ def test_kill_9_at_any_moment_loses_nothing_and_counts_nothing_twice(tmp_path: P
         assert daemon.gaps() == []
 
 
+def test_a_file_of_targets_that_changes_adds_and_removes_engines_within_seconds(tmp_path: Path) -> None:
+    def name(*engines: FakeEngine) -> None:
+        fresh = tmp_path / "fresh"
+        fresh.write_text(json.dumps([{"targets": [engine.name for engine in engines]}]), encoding="utf-8")
+        fresh.replace(tmp_path / "targets.json")
+
+    with FakeEngine() as first, FakeEngine() as second:
+        name(first)
+        config = config_of([], 'discover = false\ndiscover_every_seconds = 3600\nfile_sd = ["*.json"]')
+        with DaemonProcess(tmp_path, config) as daemon:
+            daemon.wait_until("the first engine is read", lambda: daemon.knows(first.name))
+            name(first, second)
+            daemon.wait_until("the second engine is read", lambda: daemon.knows(second.name))
+            second.serve(100, 40, 7)
+            second.wait_for_scrapes(2)
+            name(first)
+            (tmp_path / "broken.json").write_text("[", encoding="utf-8")
+            daemon.wait_until("a complaint", lambda: daemon.lines("warning", "broken.json", "file_sd"))
+            scrapes = second.scrapes
+            first.serve(30, 10, 2)
+            first.wait_for_scrapes(3)
+            assert second.scrapes == scrapes
+            assert daemon.stop() == 0
+        assert daemon.tokens(first.name) == Tokens(30, 10, 2)
+        assert daemon.tokens(second.name) == Tokens(100, 40, 7)
+        assert len(daemon.lines("warning", "broken.json")) == 1  # and not at every look
+
+
 def test_the_time_without_a_daemon_is_one_long_interval_with_its_coverage(tmp_path: Path) -> None:
     with FakeEngine() as engine, DaemonProcess(tmp_path, config_of([engine.name])) as daemon:
         daemon.wait_until("the first scrape", lambda: daemon.knows(engine.name))

@@ -199,7 +199,7 @@ def test_ticks_of_a_good_engine_keep_their_cadence(siege: Siege) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_one_line_says_what_is_wrong_where_and_what_to_do_about(siege: Siege, name: str) -> None:
-    source = f"vllm:{siege.hostile[name].origin}"
+    source = f"engine:{siege.hostile[name].origin}"
     (line,) = siege.daemon.lines(" warning ", source)
     assert f"{source} could not be read reason=" in line
     assert HOSTILE[name].reason in line
@@ -207,7 +207,7 @@ def test_one_line_says_what_is_wrong_where_and_what_to_do_about(siege: Siege, na
 
 
 def test_an_engine_that_fails_every_other_time_is_told_of_once_a_minute(siege: Siege) -> None:
-    source = f"vllm:{siege.flapping.origin}"
+    source = f"engine:{siege.flapping.origin}"
     assert siege.flapping.requests > 4
     assert len(siege.daemon.lines(" warning ", source, "HTTP 503")) == 1
     assert len(siege.daemon.lines("scrapes_failed", source)) == 1

@@ -1,0 +1,11 @@
+"""What leaves the ledger for the systems that people already run.
+
+figures         what /metrics and OTLP carry at one instant, in the names of `metrics` (counters: `counters`)
+prometheus      figures as the pages that Prometheus reads
+otlp            figures pushed to an OpenTelemetry backend
+opencost        some of them under OpenCost's names
+focus           charges as rows of a FOCUS dataset with the columns of `focus_columns`
+tables          the ledger's own rows for a warehouse
+openmetrics     the counters as they were, to be backfilled
+rows, parquet   typed rows as text and as Parquet
+"""
