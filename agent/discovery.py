@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from kvtally.agent import engine_command, placement
+from kvtally.agent.device_nodes import Nodes, nodes_of
 from kvtally.collectors.host import descendants, parents
 from kvtally.collectors.registry import SOURCES, sources_on
 
@@ -116,11 +117,12 @@ def find(
     gpu_uuids_by_index: Sequence[str] | None = None,
     compute_pids: Mapping[str, Sequence[int]] | None = None,
     mig_instances: Mapping[str, Sequence[str]] | None = None,
+    gpu_uuids_by_minor: Mapping[int, str] | None = None,
 ) -> Discovered:
     """Find the engines on these ports and map each to its GPUs, and the other pages that kvtally reads.
 
-    `probe` gives the body of a URL or None, within its own time-out. `gpu_uuids_by_index` and `compute_pids` are
-    NVML's; None where there is no NVML, which is not the same as no GPU.
+    `probe` gives the body of a URL or None, within its own time-out. What is known of GPUs is NVML's; None where there
+    is no NVML, which is not the same as no GPU.
     """
     processes = _Processes(proc)
     asked = [_ask(listener, probe, processes) for listener in listeners(ports, proc)]
@@ -132,6 +134,7 @@ def find(
         placement.accelerator_driver(proc),
         mig_instances or {},
         has_own_pids,
+        gpu_uuids_by_minor or {},
     )
     roots = [answer.server.root for answer in answers]
     engines = tuple(
@@ -258,7 +261,9 @@ def _engine(
     elif server.stranger:
         where = placement.Placement(None, f"mapping unknown: {server.stranger} holds the port, no engine of this host")
     else:
-        where = placement.place(needed, environment, processes.tree(root), host, is_only_engine=is_only_engine)
+        tree = processes.tree(root)
+        nodes = processes.nodes(tree) if host.minors else Nodes()
+        where = placement.place(needed, environment, tree, host, nodes, is_only_engine=is_only_engine)
         if where.gpus is None and root is None:
             where = where._replace(evidence=f"{where.evidence}; {UNSEEN}")
     # the pages of other engines add up what their ranks count
@@ -322,6 +327,10 @@ class _Processes:
     def tree(self, root: int | None) -> list[int]:
         """A process and all below it."""
         return [] if root is None else descendants(root, self._parents)
+
+    def nodes(self, tree: Sequence[int]) -> Nodes:
+        """Device nodes of GPUs that a process tree has open and sees."""
+        return nodes_of(tree, self._proc)
 
     def _content(self, pid: int, file: str) -> bytes:
         try:

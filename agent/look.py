@@ -87,6 +87,7 @@ def look_around(config: Config, nvml: NvmlCollector | None, files: TargetFiles |
         gpu_uuids_by_index=gpus.by_index,
         compute_pids=gpus.compute_pids,
         mig_instances=gpus.instances,
+        gpu_uuids_by_minor=gpus.by_minor,
     )
     # a port that config lists for a page is asked for the folders of its server alone
     engines = tuple(one for one in engines if _port(one) in wanted)
@@ -109,6 +110,7 @@ class _Gpus(NamedTuple):
     by_index: tuple[str, ...] | None = None
     compute_pids: Mapping[str, Sequence[int]] | None = None
     instances: Mapping[str, Sequence[str]] = {}
+    by_minor: Mapping[int, str] = {}
 
 
 def _gpus(nvml: NvmlCollector | None) -> _Gpus:
@@ -117,6 +119,7 @@ def _gpus(nvml: NvmlCollector | None) -> _Gpus:
     try:
         readings = nvml.collect()
         pids = nvml.compute_pids()
+        minors = nvml.minor_numbers()
     except (NoData, CollectError):
         return _Gpus()
     whole = [reading for reading in readings if "parent" not in reading.attributes]
@@ -125,7 +128,8 @@ def _gpus(nvml: NvmlCollector | None) -> _Gpus:
         if (parent := reading.attributes.get("parent")) in instances:
             instances[parent].append(reading.name)
     by_index = sorted((int(reading.attributes["index"]), reading.name) for reading in whole)
-    return _Gpus(tuple(name for _, name in by_index), pids, instances)
+    by_minor = {minor: uuid for uuid, minor in minors.items()}
+    return _Gpus(tuple(name for _, name in by_index), pids, instances, by_minor)
 
 
 def _folders(

@@ -1,4 +1,4 @@
-"""Which GPUs an engine holds, and by what evidence: its parallel sizes, its environment, NVML."""
+"""Which GPUs an engine holds, and by what evidence: its parallel sizes, its environment, NVML, device nodes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from kvtally.agent.device_nodes import Nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +20,7 @@ OWN_PIDS = (
     "NVML numbers processes as the host does, and this container numbers its own: hostPID: true, or "
     "NVIDIA_VISIBLE_DEVICES in its environment, or gpus in kvtally.toml"
 )
+NO_NODES = Nodes()
 FULL_UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|MIG-.+")
 
 
@@ -26,6 +29,7 @@ class Host(NamedTuple):
 
     instances       GPUs that are cut -> the UUIDs of their MIG instances
     has_own_pids    processes have other numbers here than NVML gives them, so `compute_pids` is empty
+    minors          minor numbers of device nodes -> UUIDs; empty where NVML does not tell them
     """
 
     gpu_uuids: Sequence[str] | None
@@ -33,6 +37,7 @@ class Host(NamedTuple):
     has_accelerator: bool
     instances: Mapping[str, Sequence[str]] = {}
     has_own_pids: bool = False
+    minors: Mapping[int, str] = {}
 
 
 class Placement(NamedTuple):
@@ -63,23 +68,29 @@ def numbers_as_host(proc: str) -> bool:
 
 
 def place(
-    needed: Sizes, environment: Mapping[str, str], tree: Iterable[int], host: Host, *, is_only_engine: bool
+    needed: Sizes,
+    environment: Mapping[str, str],
+    tree: Iterable[int],
+    host: Host,
+    nodes: Nodes = NO_NODES,
+    *,
+    is_only_engine: bool,
 ) -> Placement:
-    """Map one engine to its GPUs: the environment first, then NVML, then what cannot be otherwise (METHOD 2.3).
+    """Map one engine to its GPUs: the environment first, then NVML, then device nodes, then what cannot be otherwise.
 
-    A number of GPUs that is not the product of the parallel sizes is no mapping.
+    A number of GPUs that is not the product of the parallel sizes is no mapping (METHOD 2.3).
     """
     pids = frozenset(tree)
     order = {uuid: position for position, uuid in enumerate(host.gpu_uuids or ())}
     computing = [uuid for uuid, users in host.compute_pids.items() if pids.intersection(users)]
     computing.sort(key=lambda uuid: order.get(uuid, len(order)))
-    told, doubts = _by_environment(needed, environment, computing, host)
+    told, doubts = _by_environment(needed, environment, computing, host, nodes)
     if told is not None:
         return told
-    if computing and _fits(len(computing), needed):
-        return Placement(tuple(computing), f"NVML sees its processes compute there; {needed}")
-    if computing:
-        doubts.append(f"NVML sees its processes on {len(computing)}, {_wanted(needed)}")
+    told, more = _by_use(needed, computing, host, nodes)
+    if told is not None:
+        return told
+    doubts += more
     if not host.gpu_uuids and not host.has_accelerator:
         return Placement((), "no GPU on this host")
     if is_only_engine and host.gpu_uuids and len(host.gpu_uuids) == 1 and not doubts and _fits(1, needed):
@@ -96,11 +107,50 @@ def place(
     return Placement(None, _unknown(doubts))
 
 
+def _by_use(needed: Sizes, computing: Sequence[str], host: Host, nodes: Nodes) -> tuple[Placement | None, list[str]]:
+    """What NVML's processes decide, or else device nodes; or why neither does."""
+    if computing and _fits(len(computing), needed):
+        return Placement(tuple(computing), f"NVML sees its processes compute there; {needed}"), []
+    told, doubt = _by_nodes(needed, computing, host, nodes)
+    doubts = [f"NVML sees its processes on {len(computing)}, {_wanted(needed)}"] if computing else []
+    return told, [*doubts, doubt] if doubt else doubts
+
+
+def _by_nodes(needed: Sizes, computing: Sequence[str], host: Host, nodes: Nodes) -> tuple[Placement | None, str]:
+    """What device nodes decide, or why they do not; "" where they tell nothing.
+
+    CUDA may open the nodes of all GPUs that it sees, and use some. But no process computes on a GPU whose node it has
+    not opened, nor opens what is not in its /dev: where these are as many as the sizes take, they are those.
+    """
+    if not host.minors or nodes.opened == frozenset():  # an engine that has none open computes on none
+        return None, ""
+    doubts = []
+    for minors, words in ((nodes.opened, "its processes have {} open"), (nodes.shown, "its /dev shows {} alone")):
+        if not minors:
+            continue
+        known = [host.minors[minor] for minor in minors if minor in host.minors]
+        gpus = tuple(uuid for uuid in host.gpu_uuids or () if uuid in known)
+        seen = words.format(_paths(minors))
+        stray = [uuid for uuid in computing if uuid not in gpus]
+        if not host.instances.keys().isdisjoint(known):  # nodes are whole GPUs'
+            doubt = _uncut(known, (), host)[1]
+            doubts.append(f"{seen}: {doubt}" if doubt else "")
+        elif not _fits(len(minors), needed):
+            doubts.append(f"{seen}, {_wanted(needed)}")
+        elif len(gpus) != len(minors):
+            doubts.append(f"{seen}, and NVML shows not all of these")
+        elif stray:
+            doubts.append(f"{seen}, and NVML sees its processes on {', '.join(stray)}")
+        else:
+            return Placement(gpus, f"{seen}; {needed}"), ""
+    return None, doubts[0] if doubts else ""
+
+
 def _by_environment(
-    needed: Sizes, environment: Mapping[str, str], computing: Sequence[str], host: Host
+    needed: Sizes, environment: Mapping[str, str], computing: Sequence[str], host: Host, nodes: Nodes
 ) -> tuple[Placement | None, list[str]]:
     """What the environment decides, or why it does not."""
-    named, variables = _named(environment, host.gpu_uuids)
+    named, variables = _named(environment, host, nodes)
     if named is None:
         return None, [f"{variables} names what NVML does not know"] if variables else []
     named, doubt = _uncut(named, computing, host)
@@ -135,24 +185,37 @@ def _uncut(named: Sequence[str], computing: Sequence[str], host: Host) -> tuple[
     return tuple(dict.fromkeys(found)), ""
 
 
-def _named(environment: Mapping[str, str], uuids: Sequence[str] | None) -> tuple[tuple[str, ...] | None, str]:
+def _seen(host: Host, nodes: Nodes) -> tuple[tuple[str, ...] | None, str]:
+    """The GPUs that an engine can see, None for unknown ones, and in words the nodes that leave others of them out."""
+    if host.gpu_uuids is None or not host.minors or not nodes.shown:
+        return None if host.gpu_uuids is None else tuple(host.gpu_uuids), ""
+    if not nodes.shown <= host.minors.keys():
+        return None, ""
+    known = [host.minors[minor] for minor in nodes.shown]
+    gpus = tuple(uuid for uuid in host.gpu_uuids if uuid in known)
+    return gpus, f" of {_paths(nodes.shown)}" if len(gpus) < len(host.gpu_uuids) else ""
+
+
+def _named(environment: Mapping[str, str], host: Host, nodes: Nodes) -> tuple[tuple[str, ...] | None, str]:
     """GPUs that the environment names, and the variables that do; None where they name none or cannot be resolved."""
     container = environment.get("NVIDIA_VISIBLE_DEVICES", "void")
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     text = f"NVIDIA_VISIBLE_DEVICES={container}"
-    pool: tuple[str, ...] | None
+    uuids = host.gpu_uuids
+    pool, within = _seen(host, nodes)
     if container in {"", "none", "void"}:  # what CDI leaves there: it says nothing
-        text, pool = "", tuple(uuids) if uuids is not None else None
-    elif container == "all":
-        pool = tuple(uuids) if uuids else None
+        text = ""
+    elif container == "all":  # of those that were let in: images of CUDA have it from their base
+        text, pool = text + (within if visible is None else ""), pool or None
     else:
+        within = ""
         pool = _resolved(container.replace(" ", "").split(","), uuids)
         # CUDA numbers what it sees in the order of the host, not of the list
         if pool is not None and uuids is not None and set(pool) <= set(uuids):
             pool = tuple(uuid for uuid in uuids if uuid in pool)
     if visible is None:
         return (pool, text) if text else (None, "")
-    text = f"{text} CUDA_VISIBLE_DEVICES={visible}".strip()
+    text = f"{text} CUDA_VISIBLE_DEVICES={visible}{within}".strip()
     words = visible.replace(" ", "").split(",")
     valid = next((words[:end] for end, word in enumerate(words) if word in {"", "-1", "NoDevFiles"}), words)
     if not valid:
@@ -174,6 +237,11 @@ def _resolved(words: Sequence[str], uuids: Sequence[str] | None) -> tuple[str, .
         else:
             return None
     return tuple(found)
+
+
+def _paths(minors: Iterable[int]) -> str:
+    """The nodes by the names that the host has for them."""
+    return ", ".join(f"/dev/nvidia{minor}" for minor in sorted(minors))
 
 
 def _fits(count: int, needed: Sizes) -> bool:

@@ -139,6 +139,22 @@ class NvmlCollector:
                         pids[one.uuid] = sorted({process.pid for process in found})
         return pids
 
+    def minor_numbers(self) -> dict[str, int]:
+        """Minor number of each GPU's device node, by UUID: 6 is /dev/nvidia6, whatever the GPU's index is.
+
+        A GPU that does not tell is left out; in WSL none has a node of its own.
+        """
+        self._open()
+        numbers = {}
+        for device in self._devices:
+            with suppress(_GpuLostError):
+                number = self._read(device, "minor number", self._nvml.nvmlDeviceGetMinorNumber, device.handle)
+                if number is not None:
+                    numbers[device.uuid] = number
+                elif "minor number" in device.refused:
+                    self.limits.pop(f"{device.uuid} minor number", None)  # where there is no node, nothing is missing
+        return numbers
+
     def close(self) -> None:
         """Free what NVML holds; the next call opens it again."""
         if not self._devices:

@@ -55,6 +55,8 @@ class Machine:
         command: str,
         environment: Mapping[str, str] = {},
         inodes: tuple[int, ...] = (),
+        *,
+        opened: tuple[str, ...] = (),
     ) -> None:
         folder = self.root / str(pid)
         (folder / "fd").mkdir(parents=True)
@@ -66,6 +68,8 @@ class Machine:
         (folder / "fd" / "0").symlink_to("/dev/null")
         for descriptor, inode in enumerate(inodes, 3):
             (folder / "fd" / str(descriptor)).symlink_to(f"socket:[{inode}]")
+        for descriptor, node in enumerate(opened, 50):
+            (folder / "fd" / str(descriptor)).symlink_to(node)
 
     def engine(self, host_and_port: str, birth: int = 0, version: bytes = b'{"version":"0.25.1"}') -> None:
         self.pages[f"http://{host_and_port}/metrics"] = PAGE % birth
@@ -235,6 +239,36 @@ def test_nvmls_processes_are_those_of_proc_only_where_both_number_them_alike(
     assert found.gpus == gpus
     if gpus is None:
         assert "NVML numbers processes as the host does, and this container numbers its own" in found.gpu_evidence
+
+
+def test_an_engine_whose_environment_says_nothing_holds_the_gpus_whose_nodes_its_processes_have_open(
+    machine: Machine,
+) -> None:
+    # nodes that are everywhere stand in for GPUs': 1 is their driver's number, and 3, 7 and 9 are their own
+    (machine.root / "devices").write_text("Character devices:\n  1 nvidia\n")
+    nodes = {3: B, 7: C, 9: A}
+    machine.sockets(tcp=[(ANY, 8000, 77), (ANY, 8001, 78)])
+    void = {"NVIDIA_VISIBLE_DEVICES": "void"}  # CDI's
+    machine.engine("127.0.0.1:8000", birth=1)
+    machine.process(100, 1, "vllm serve m -tp 2", void, (77,))
+    machine.process(101, 100, "VLLM::Worker_TP0", void, opened=("/dev/null",))
+    machine.process(102, 100, "VLLM::Worker_TP1", void, opened=("/dev/urandom", "/dev/urandom"))
+    machine.engine("127.0.0.1:8001", birth=2)
+    machine.process(200, 1, "vllm serve m", void | {"CUDA_VISIBLE_DEVICES": "0"}, (78,))
+    (machine.root / "200" / "root" / "dev").mkdir(parents=True)
+    (machine.root / "200" / "root" / "dev" / "nvidia7").symlink_to("/dev/full")
+
+    def found(minors: Mapping[int, str] | None) -> list[tuple[tuple[str, ...] | None, str]]:
+        probe, proc = machine.probe, str(machine.root)
+        look = find(DEFAULT_PORTS, probe, proc, gpu_uuids_by_index=(A, B, C), gpu_uuids_by_minor=minors)
+        return [(one.gpus, one.gpu_evidence) for one in look.engines]
+
+    assert found(nodes) == [
+        ((A, B), "its processes have /dev/nvidia3, /dev/nvidia9 open; TP 2 x PP 1"),
+        ((C,), "CUDA_VISIBLE_DEVICES=0 of /dev/nvidia7; TP 1 x PP 1"),
+    ]
+    # in WSL no GPU has a node of its own
+    assert [gpus for gpus, _ in found(None)] == [None, (A,)]
 
 
 def test_servers_below_one_supervisor_have_trees_of_their_own(machine: Machine) -> None:

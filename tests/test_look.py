@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tests.loopback import FakeEngine, Server, answer
 
 from kvtally.agent.config import Config, Engine, Gpu, Host, Page, Scrape, Storage, complete, complete_page
-from kvtally.agent.look import PAGE_BYTES, _local_port, look_around, mounts_of, open_nvml, probe
+from kvtally.agent.look import PAGE_BYTES, _gpus, _local_port, look_around, mounts_of, open_nvml, probe
 from kvtally.agent.target_files import TargetFiles
 from kvtally.collectors.base import CollectError, NoData, Reading
 
@@ -53,6 +53,9 @@ class FakeNvml:
 
     def compute_pids(self) -> Mapping[str, Sequence[int]]:
         return {"GPU-2": [os.getpid()]}
+
+    def minor_numbers(self) -> Mapping[str, int]:
+        return {"GPU-2": 4, "GPU-10": 0}
 
 
 def nvml(fault: Exception | None = None) -> NvmlCollector:
@@ -147,6 +150,11 @@ def test_nothing_is_looked_for_where_discovery_is_off(engine: FakeEngine) -> Non
 
 def test_a_look_lists_gpus_in_the_order_of_their_indices() -> None:
     assert look_around(config_of(scrape=Scrape(discover=False)), nvml()).gpu_indices == ("GPU-2", "GPU-10")
+
+
+def test_a_look_joins_device_nodes_to_gpus_by_their_minor_numbers() -> None:
+    assert _gpus(nvml()).by_minor == {4: "GPU-2", 0: "GPU-10"}
+    assert _gpus(nvml(NoData("no driver"))).by_minor == {}
 
 
 @pytest.mark.parametrize("fault", [NoData("no driver"), CollectError("the driver does not answer")])

@@ -195,6 +195,10 @@ class FakeNvml:
         self.called("nvmlDeviceGetComputeRunningProcesses_v3", handle)
         return [SimpleNamespace(pid=pid + (handle if handle >= 100 else 0)) for pid in self.pids]
 
+    def nvmlDeviceGetMinorNumber(self, handle: int) -> int:
+        self.called("nvmlDeviceGetMinorNumber", handle)
+        return 5 - handle  # no index
+
     def nvmlDeviceGetPcieThroughput(self, handle: int, counter: int) -> int:
         self.called("nvmlDeviceGetPcieThroughput", handle)
         return counter
@@ -741,6 +745,29 @@ def test_compute_pids_are_given_by_uuid_without_the_gpus_that_do_not_tell() -> N
     nvml = FakeNvml(2)
     nvml.failures["nvmlDeviceGetComputeRunningProcesses_v3", 1] = NO_PERMISSION
     assert collector_of(nvml).compute_pids() == {"GPU-0": [40, 41]}
+
+
+def test_minor_numbers_are_given_by_uuid_without_the_gpus_that_do_not_tell() -> None:
+    nvml = FakeNvml(3)
+    nvml.failures["nvmlDeviceGetMinorNumber", 1] = UNKNOWN_ERROR
+    collector = collector_of(nvml)
+    assert collector.minor_numbers() == {"GPU-0": 5, "GPU-2": 3}
+    assert collector.limits == {"GPU-1 minor number": "NVML Error with code 999"}
+    nvml.failures["nvmlDeviceGetMinorNumber", 1] = GPU_IS_LOST
+    assert collector.minor_numbers() == {"GPU-0": 5, "GPU-2": 3}
+
+
+def test_minor_numbers_are_those_of_whole_gpus() -> None:
+    assert collector_of(cut_in_two()).minor_numbers() == {"GPU-0": 5}
+
+
+def test_gpus_without_nodes_of_their_own_lack_nothing_and_are_asked_once() -> None:
+    nvml = FakeNvml(2)
+    nvml.failures["nvmlDeviceGetMinorNumber", None] = NOT_SUPPORTED  # WSL
+    collector = collector_of(nvml)
+    assert (collector.minor_numbers(), collector.minor_numbers()) == ({}, {})
+    assert collector.limits == {}
+    assert nvml.calls["nvmlDeviceGetMinorNumber"] == 2
 
 
 def test_without_the_library_there_is_no_data_and_pynvml_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:

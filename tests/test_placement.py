@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kvtally.agent.device_nodes import Nodes
 from kvtally.agent.engine_command import Sizes
 from kvtally.agent.placement import Host, Placement, accelerator_driver, numbers_as_host, place
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 A, B, C, D = (f"GPU-{letter * 8}-0000-0000-0000-000000000000" for letter in "abcd")
 FOUR = Host((A, B, C, D), {}, has_accelerator=True)
+NUMBERED = FOUR._replace(minors={3: A, 2: B, 1: C, 0: D})
+VOID = {"NVIDIA_VISIBLE_DEVICES": "void"}  # CDI's
 ONE = Sizes(1, 1, 1, 1)
 TWO = Sizes(2, 1, 1, 1)
 UNTOLD = Sizes(None, None, 1, 1)
@@ -22,6 +25,17 @@ def placed(
     needed: Sizes, environment: Mapping[str, str], host: Host = FOUR, tree: Sequence[int] = (), *, only: bool = False
 ) -> Placement:
     return place(needed, environment, tree, host, is_only_engine=only)
+
+
+def by_nodes(
+    needed: Sizes,
+    opened: Sequence[int] | None,
+    shown: Sequence[int] | None,
+    environment: Mapping[str, str] = VOID,
+    host: Host = NUMBERED,
+) -> Placement:
+    nodes = Nodes(*(None if minors is None else frozenset(minors) for minors in (opened, shown)))
+    return place(needed, environment, [10, 11], host, nodes, is_only_engine=True)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +118,97 @@ def test_nvml_that_contradicts_the_environment_is_no_mapping() -> None:
     assert placed(Sizes(2, 1, 1, 1), {"CUDA_VISIBLE_DEVICES": "2,3"}, host, [10, 11]).gpus == (C, D)
 
 
+@pytest.mark.parametrize(
+    ("needed", "opened", "shown", "gpus", "evidence"),
+    [
+        (ONE, (2,), (2,), (B,), "its processes have /dev/nvidia2 open; TP 1 x PP 1"),
+        (UNTOLD, (2,), (0, 2), (B,), "its processes have /dev/nvidia2 open; parallel sizes not told"),
+        # ranks go by NVML's order, which is not that of the nodes
+        (TWO, (0, 3), None, (A, D), "its processes have /dev/nvidia0, /dev/nvidia3 open; TP 2 x PP 1"),
+        # it is loading, or one of its processes hides its files
+        (TWO, (0,), (0, 3), (A, D), "its /dev shows /dev/nvidia0, /dev/nvidia3 alone; TP 2 x PP 1"),
+        (ONE, None, (1,), (C,), "its /dev shows /dev/nvidia1 alone; TP 1 x PP 1"),
+    ],
+)
+def test_device_nodes_decide_where_they_are_as_many_as_the_sizes_take(
+    needed: Sizes, opened: Sequence[int] | None, shown: Sequence[int] | None, gpus: tuple[str, ...], evidence: str
+) -> None:
+    assert by_nodes(needed, opened, shown) == Placement(gpus, evidence)
+
+
+@pytest.mark.parametrize(
+    ("needed", "opened", "shown", "doubt"),
+    [
+        # a privileged container: CUDA has opened all that it sees
+        (ONE, (0, 1), (0, 1, 2, 3), "its processes have /dev/nvidia0, /dev/nvidia1 open, TP 1 x PP 1 takes 1"),
+        (ONE, None, (0, 1), "its /dev shows /dev/nvidia0, /dev/nvidia1 alone, TP 1 x PP 1 takes 1"),
+        (
+            UNTOLD,
+            (0, 1),
+            None,
+            "its processes have /dev/nvidia0, /dev/nvidia1 open, and the command line does not tell how many it takes",
+        ),
+        (ONE, (7,), (7,), "its processes have /dev/nvidia7 open, and NVML shows not all of these"),
+        # all of its files may be read, and none is a GPU's: whatever it computes on is none of these
+        (ONE, (), (1,), "nothing tells which of the GPUs it holds (4 on this host)"),
+        (ONE, None, (), "nothing tells which of the GPUs it holds (4 on this host)"),
+        (ONE, None, None, "nothing tells which of the GPUs it holds (4 on this host)"),
+    ],
+)
+def test_device_nodes_that_do_not_fit_are_no_mapping(
+    needed: Sizes, opened: Sequence[int] | None, shown: Sequence[int] | None, doubt: str
+) -> None:
+    assert by_nodes(needed, opened, shown) == Placement(None, f"mapping unknown: {doubt}")
+
+
+def test_what_the_environment_or_nvml_says_comes_before_device_nodes() -> None:
+    assert by_nodes(ONE, (0,), None, {"NVIDIA_VISIBLE_DEVICES": B}).gpus == (B,)
+    host = NUMBERED._replace(compute_pids={C: [11]})
+    assert by_nodes(ONE, (0, 1), (0, 1), host=host) == Placement(
+        (C,), "NVML sees its processes compute there; TP 1 x PP 1"
+    )
+    # an engine that is loading computes on one of the two that it holds
+    assert by_nodes(TWO, (0, 1), None, host=host).gpus == (C, D)
+
+
+def test_device_nodes_that_nvml_contradicts_are_no_mapping() -> None:
+    host = NUMBERED._replace(compute_pids={A: [11]})
+    assert by_nodes(TWO, (0, 1), None, host=host).evidence == (
+        "mapping unknown: NVML sees its processes on 1, TP 2 x PP 1 takes 2; its processes have /dev/nvidia0, "
+        f"/dev/nvidia1 open, and NVML sees its processes on {A}"
+    )
+
+
+def test_device_nodes_without_their_numbers_tell_nothing() -> None:
+    assert by_nodes(ONE, (0,), (0,), host=FOUR).gpus is None
+    assert by_nodes(ONE, (0,), (0,), {**VOID, "CUDA_VISIBLE_DEVICES": "0"}, FOUR).gpus == (A,)
+
+
+@pytest.mark.parametrize(
+    ("container", "visible", "shown", "gpus", "evidence"),
+    [
+        ("void", "0", (0,), (D,), "CUDA_VISIBLE_DEVICES=0 of /dev/nvidia0; TP 1 x PP 1"),
+        ("void", "1", (1, 2), (C,), "CUDA_VISIBLE_DEVICES=1 of /dev/nvidia1, /dev/nvidia2; TP 1 x PP 1"),
+        ("void", "1", (0, 1, 2, 3), (B,), "CUDA_VISIBLE_DEVICES=1; TP 1 x PP 1"),
+        ("all", None, (0,), (D,), "NVIDIA_VISIBLE_DEVICES=all of /dev/nvidia0; TP 1 x PP 1"),
+        ("all", "0", (0,), (D,), "NVIDIA_VISIBLE_DEVICES=all CUDA_VISIBLE_DEVICES=0 of /dev/nvidia0; TP 1 x PP 1"),
+        # the variable's own list is what was let in, or a privileged container is shown more
+        (A, "0", (0, 3), (A,), f"NVIDIA_VISIBLE_DEVICES={A} CUDA_VISIBLE_DEVICES=0; TP 1 x PP 1"),
+    ],
+)
+def test_cuda_counts_the_gpus_that_its_container_was_let_into(
+    container: str, visible: str | None, shown: Sequence[int], gpus: tuple[str, ...], evidence: str
+) -> None:
+    cuda = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert by_nodes(ONE, None, shown, {"NVIDIA_VISIBLE_DEVICES": container, **cuda}) == Placement(gpus, evidence)
+
+
+def test_an_index_among_gpus_that_nvml_does_not_show_is_no_mapping() -> None:
+    found = by_nodes(ONE, None, (0, 7), {**VOID, "CUDA_VISIBLE_DEVICES": "0"})
+    assert found.evidence.startswith("mapping unknown: CUDA_VISIBLE_DEVICES=0 names what NVML does not know; ")
+    assert by_nodes(ONE, None, (0, 7), {**VOID, "CUDA_VISIBLE_DEVICES": A}).gpus == (A,)
+
+
 def test_one_engine_and_one_gpu_belong_together() -> None:
     single = Host((A,), {}, has_accelerator=True)
     assert placed(UNTOLD, {}, single, only=True) == Placement((A,), "one engine and one GPU on this host")
@@ -153,6 +258,21 @@ def test_one_engine_and_one_gpu_that_is_cut_belong_together_only_through_its_one
     none = placed(ONE, {}, one._replace(instances={A: (M1, M2)}), only=True)
     assert none.gpus is None
     assert "is cut into 2 MIG instances" in none.evidence
+
+
+def test_device_nodes_are_of_whole_gpus_and_tell_of_no_instance() -> None:
+    host = CUT._replace(minors={0: A, 1: B})
+    assert by_nodes(ONE, (1,), (1,), host=host) == Placement(
+        None, f"mapping unknown: its processes have /dev/nvidia1 open: {UNTOLD_INSTANCE}"
+    )
+    assert by_nodes(ONE, (0,), (0,), host=host).gpus == (A,)
+    # kvtally may be shown one instance of several, so that one alone is no evidence either
+    alone = host._replace(instances={B: (M1,)})
+    assert by_nodes(ONE, (1,), (1,), host=alone).evidence == (
+        "mapping unknown: nothing tells which of the GPUs it holds (2 on this host)"
+    )
+    single = Host((B,), {}, has_accelerator=True, instances={B: (M1,)}, minors={1: B})
+    assert by_nodes(ONE, (1,), (1,), host=single) == Placement((M1,), "one engine and one GPU on this host")
 
 
 def test_where_processes_have_other_numbers_than_nvml_gives_them_the_reason_says_so() -> None:
