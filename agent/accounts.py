@@ -163,7 +163,7 @@ def _raw_facts(
     evidence = reader.evidence(first_ns, until_ns, targets)
     sharing = _sharing(reader, (first_ns, until_ns), targets)
     facts: list[Facts] = []
-    host_gpus: dict[int, int | None] = {}
+    hosts: dict[int, Mapping[str, set[str]]] = {}
     replicas = replicas_of(targets)
     for target_id, own in sorted(rows.items()):
         replica = replicas[target_id]
@@ -172,8 +172,8 @@ def _raw_facts(
         for hour in range(hour_of(max(own[0].start_ns, start_ns)), min(last_ns, own[-1].end_ns), HOUR_NS):
             period = (max(hour, start_ns), min(hour + HOUR_NS, last_ns))
             inside = _overlapping(own, *period)
-            if hour not in host_gpus:
-                host_gpus[hour] = _whole_gpus(evidence, period)
+            if hour not in hosts:
+                hosts[hour] = _hosts(evidence, period)
             if inside:
                 one = replica_facts(
                     replica,
@@ -183,7 +183,7 @@ def _raw_facts(
                     period_ns=period,
                     tokens_from_ns=start_ns,
                     split=law,
-                    host_gpus=host_gpus[hour],
+                    host_gpus=_host_gpus(hosts[hour], replica),
                     sharing=sharing,
                 )
                 facts.append(one if any(row.start_ns >= period[0] for row in inside) else one._replace(work=_NO_WORK))
@@ -191,10 +191,20 @@ def _raw_facts(
     return with_unused(facts, book)
 
 
-def _whole_gpus(evidence: Evidence, period: tuple[int, int]) -> int | None:
-    """How many GPUs were seen; a MIG instance is a part of one of them."""
-    seen = (gpu.uuid for gpu in evidence.present if _overlapping(gpu.spans, *period))
-    return len({uuid for uuid in seen if not uuid.startswith("MIG-")}) or None
+def _hosts(evidence: Evidence, period: tuple[int, int]) -> Mapping[str, set[str]]:
+    """The GPUs and MIG instances that were seen, by their host."""
+    hosts: dict[str, set[str]] = {}
+    for gpu in evidence.present:
+        if _overlapping(gpu.spans, *period):
+            hosts.setdefault(gpu.host, set()).add(gpu.uuid)
+    return hosts
+
+
+def _host_gpus(hosts: Mapping[str, set[str]], replica: Replica) -> int | None:
+    """How many GPUs were seen in a replica's host, ours where its own were not; a MIG instance is a part of one."""
+    own = [gpus for gpus in hosts.values() if not gpus.isdisjoint(replica.gpus or ())]
+    seen: set[str] = set().union(*(own or [hosts.get("", set())]))
+    return sum(not uuid.startswith("MIG-") for uuid in seen) or None
 
 
 def _sharing(reader: LedgerReader, span: tuple[int, int], targets: Mapping[int, Target]) -> Sharing:

@@ -237,7 +237,7 @@ def _too_little(evidence: CalibrationEvidence, *, has_prior: bool) -> tuple[Reas
         return ()
     text = (
         f"too little was seen to learn the step law: {evidence.requests} requests, {evidence.steps} steps and "
-        f"{evidence.occupied_seconds:.0f} s of work in {evidence.windows} windows, where {LEAST_REQUESTS}, "
+        f"{evidence.occupied_seconds:.0f} s in which it worked, in {evidence.windows} windows, where {LEAST_REQUESTS}, "
         f"{LEAST_STEPS} and {LEAST_OCCUPIED_SECONDS:.0f} s are the least"
     )
     return (Reason(text, "let kvtally watch for longer, or run `kvtally calibrate --probe`", refuses=True),)

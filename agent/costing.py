@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.disaggregation import counted_work
-from kvtally.agent.facts import WORK, EngineRow, Evidence, Facts, Line, Replica, product_of
+from kvtally.agent.facts import GPUS, WORK, EngineRow, Evidence, Facts, Line, Replica, product_of
 from kvtally.agent.finding import Finding
 from kvtally.agent.rates import PriceGap, RateBook, charge_nano
 from kvtally.agent.sharing import GPU_SHARED, NOBODY, REMEDY, Sharing, told
@@ -272,10 +272,7 @@ def _unmapped(replica: Replica) -> str:
             "Compare `gpus` in kvtally.toml with `nvidia-smi -L`"
         )
     why = replica.mapping or "nothing says which GPUs this engine holds"
-    return (
-        f"replica mapping unknown ({why}): {shown}. Write in kvtally.toml: "
-        f'engine = [{{ url = "http://{replica.name.partition("/")[0]}/metrics", gpus = ["GPU-…"] }}]'
-    )
+    return f"replica mapping unknown ({why}): {shown}. Name them {replica.in_config(GPUS)}"
 
 
 def _held_lines(held: _Holding, replica: Replica, pieces: Sequence[_Piece], book: RateBook) -> list[Line]:

@@ -50,7 +50,8 @@ class Checked(NamedTuple):
 
 # connector, by the beginning of its class -> how its own families are had
 _OUTER: Mapping[str, str] = {
-    "LMCacheMP": 'list the page of LMCache\'s server (--http-port): page = [{ url = "http://127.0.0.1:8080/metrics" }]',
+    "LMCacheMP": "list the page of LMCache's server (--http-port), in kvtally.toml, in a [[page]] of its own: "
+    'url = "http://127.0.0.1:8080/metrics"',
     "LMCache": "export PROMETHEUS_MULTIPROC_DIR before `vllm serve`, the same for all its processes; or set "
     "internal_api_server_enabled: true in LMCache's config and list its port (6999 and on) under [[page]]",
     "Mooncake": "list the page of Mooncake's client under [[page]]",
@@ -110,7 +111,7 @@ def _unsafe(config: Config) -> dict[str, tuple[str, ...]]:
 
 
 def _no_engine(config: Config) -> Checked:
-    hint = 'start one, or name it in kvtally.toml: engine = [{ url = "http://HOST:PORT/metrics" }]'
+    hint = 'start one, or name it in kvtally.toml, in an [[engine]] of its own: url = "http://HOST:PORT/metrics"'
     if not config.scrape.discover:
         return Checked("engine", "failed", "the config names none, and looking for them is switched off", (), hint)
     ports = _runs(config.scrape.ports)
@@ -204,6 +205,8 @@ def _other(taken: Scrape, page: SidePage | None, engines: Collection[str]) -> Ch
         kinds.setdefault(reading.kind, []).append(reading)
     told = [_counted(readings) for readings in kinds.values()]
     names = ", ".join(_shown(reading) for reading in taken.readings)
+    is_fresh = page is not None and not _NAMED_WHEN_USED.isdisjoint(page.sources) and _is_unused(taken.readings)
+    names += ", nothing counted yet" if is_fresh else ""
     return Checked(
         source,
         "ok",
@@ -211,7 +214,17 @@ def _other(taken: Scrape, page: SidePage | None, engines: Collection[str]) -> Ch
         tuple(lacking for reading in taken.readings for lacking in _of_page(reading, page, engines)),
         version=taken.readings[0].attributes.get("version", ""),
         counted=tuple(name for counted, _ in told for name in counted),
-        not_counted=tuple(name for _, not_counted in told for name in not_counted),
+        not_counted=() if is_fresh else tuple(name for _, not_counted in told for name in not_counted),
+    )
+
+
+def _is_unused(readings: Sequence[Reading]) -> bool:
+    """Whether none of them has counted anything."""
+    return not any(
+        value(reading, quantity.name)
+        for reading in readings
+        for quantity in QUANTITIES[reading.kind]
+        if quantity.type != "gauge"
     )
 
 
@@ -236,6 +249,8 @@ def _of_page(reading: Reading, page: SidePage | None, engines: Collection[str]) 
     return lacking
 
 
+# their pages show a family from its first count on: before it nobody knows what they will tell
+_NAMED_WHEN_USED = {"lmcache_mp", "llm_d", "dynamo"}
 _UNREAD_HINT = "NVML counts this host's GPUs: gpu.enabled = false takes them from dcgm-exporter's page instead"
 
 
@@ -244,7 +259,8 @@ def _shown(reading: Reading) -> str:
         gpm = value(reading, "gpm_ns") is not None
         return f"{reading.name} {reading.attributes.get('sku', '')} ({'with' if gpm else 'without'} GPM)"
     if reading.kind == "process":
-        return f"{int(value(reading, 'processes') or 0)} processes"
+        processes = int(value(reading, "processes") or 0)
+        return f"{processes} process{'' if processes == 1 else 'es'}"
     if paths := reading.attributes.get("paths"):
         return f"{reading.name}, {reading.attributes.get('fstype', '')}, holds {paths}"
     mounts = reading.attributes.get("mounts")

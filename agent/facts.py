@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvtally.collectors.quantities import index
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from kvtally.agent.finding import Finding
     from kvtally.agent.price import Rate, Resource, Term
@@ -19,12 +19,29 @@ if TYPE_CHECKING:
 TOKENS = ("prompt_tokens", "computed_tokens", "hbm_tokens", "external_tokens", "generated_tokens")
 LOOKUPS = ("prefix_hit_tokens", "external_hit_tokens")
 WORK = (*TOKENS, *LOOKUPS, "steps")
+VLLM = "vllm"  # what an engine is that does not say
+# examples of settings of an [[engine]]
+MODEL_CONFIG = 'model_config = "/models/x/config.json"'
+CONNECTOR = 'connector = "LMCacheConnectorV1"'
+GPUS = 'gpus = ["GPU-…"]'
+_NAMES = 3  # of several, told in a message
 _WORK_AT = tuple(index("engine", name) for name in WORK)
 
 
 def product_of(sku: str) -> str:
     """The product that is paid for: "NVIDIA H100 80GB HBM3" of its instance "NVIDIA H100 80GB HBM3 MIG 1g.10gb"."""
     return sku.partition(" MIG ")[0]
+
+
+def in_config(url: str, setting: str) -> str:
+    """Where a setting of one engine goes: words, for an engine may have a table already and TOML takes no second."""
+    return f'in kvtally.toml, in the [[engine]] with url = "{url}": {setting}'
+
+
+def among(names: Iterable[str]) -> str:
+    """Names in a message: "10.0.0.1:8000/0, 10.0.0.2:8000/0, 10.0.0.3:8000/0 and 5 more"."""
+    every = sorted(set(names))
+    return ", ".join(every[:_NAMES]) + (f" and {len(every) - _NAMES} more" if len(every) > _NAMES else "")
 
 
 class Replica(NamedTuple):
@@ -41,6 +58,7 @@ class Replica(NamedTuple):
     role        "prefill" or "decode" where another engine does the other half of its requests; "both", or "" for the
                 same where nobody says
     group       name of the replica group that it costs together with; "" for none
+    engine      what it is, as its target row says: "vllm", "sglang", "tensorrt-llm"
     """
 
     target_id: int
@@ -64,6 +82,12 @@ class Replica(NamedTuple):
     role: str = ""
     group: str = ""
     slices: Fraction | None = None
+    engine: str = VLLM
+
+    def in_config(self, setting: str) -> str:
+        """Where a setting of this replica's engine goes; the url is where its kind of engine has its page."""
+        path = "/prometheus/metrics" if self.engine == "tensorrt-llm" else "/metrics"
+        return in_config(f"http://{self.name.partition('/')[0]}{path}", setting)
 
     @property
     def gpu_units(self) -> Fraction | None:
@@ -100,6 +124,7 @@ class GpuPresence(NamedTuple):
     sku         the whole GPU's product
     share       of a MIG instance: its part of the GPU; of a GPU that is cut: what is in no instance
     is_paid     it is paid for here if no replica holds it: a page of GPUs may show those of others
+    host        that it is in, as its page names it; "" for where kvtally runs
     """
 
     uuid: str
@@ -107,6 +132,7 @@ class GpuPresence(NamedTuple):
     spans: tuple[tuple[int, int], ...]
     share: Fraction = Fraction(1)
     is_paid: bool = True
+    host: str = ""
 
 
 class Evidence(NamedTuple):

@@ -134,6 +134,23 @@ def born(reading: Reading, taken_at_ns: int, watched_since_ns: int) -> tuple[Int
     return interval._replace(flags=interval.flags | BORN, began_ns=began_ns), state, findings
 
 
+def appeared(reading: Reading, since_ns: int, taken_at_ns: int) -> tuple[Interval, State, list[Finding]]:
+    """The first interval of a target that its page, scraped at `since_ns`, did not show yet: all its counts are ours.
+
+    ValueError if this scrape is not later than that one.
+    """
+    nothing = State(
+        since_ns,
+        (None,) * len(reading.values),
+        reading.epoch,
+        reading.session,
+        reading.detail_names,
+        (0.0,) * len(reading.details),
+    )
+    interval, state, findings = close(nothing, reading, taken_at_ns)
+    return interval._replace(began_ns=since_ns), state, findings
+
+
 def close(
     previous: State, reading: Reading, taken_at_ns: int, missed: int = 0
 ) -> tuple[Interval, State, list[Finding]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.disaggregation import DECODE
+from kvtally.agent.facts import GPUS, MODEL_CONFIG, VLLM
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.observed import observed, replica_names
 from kvtally.agent.observed import fingerprint_of
@@ -12,6 +13,7 @@ from kvtally.agent.savings import Reason
 from kvtally.agent.sharing import REMEDY, Sharing, told
 from kvtally.agent.steplaw.machine import CannotCalibrate, Machine, machine_of
 from kvtally.agent.steplaw.series import series_of
+from kvtally.collectors.registry import title_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -169,8 +171,7 @@ def _unusable(subject: Subject, fingerprint: Fingerprint | None, sharing: Sharin
     replica, part = subject.replica, subject.observed
     if replica.gpus is None:
         why = replica.mapping or "nothing says which GPUs this engine holds"
-        url = f"http://{replica.name.partition('/')[0]}/metrics"
-        hint = f'write in kvtally.toml: engine = [{{ url = "{url}", gpus = ["GPU-…"] }}]'
+        hint = replica.in_config(GPUS)
         return Reason(f"replica mapping unknown ({why})", hint, refuses=True)
     others = sharing.others(replica, part.rows[0].row.start_ns, part.rows[-1].row.end_ns)
     if others:
@@ -186,12 +187,15 @@ def _unusable(subject: Subject, fingerprint: Fingerprint | None, sharing: Sharin
     if fingerprint is None:
         return Reason(
             f"the shape of model {replica.model or '?'} is not known",
-            'say where its config.json lies: engine = [{ url = "…", model_config = "/models/x/config.json" }]',
+            f"say where its config.json lies, {replica.in_config(MODEL_CONFIG)}",
             refuses=True,
         )
-    return _missing(subject.series.missing, replica.version or "") if subject.series.missing else None
+    return _missing(subject.series.missing, replica) if subject.series.missing else None
 
 
-def _missing(names: Sequence[str], version: str) -> Reason:
-    text = f"vLLM {version or '?'} does not tell {', '.join(names)}"
+def _missing(names: Sequence[str], replica: Replica) -> Reason:
+    version = replica.version or ("?" if replica.engine == VLLM else "")
+    text = f"{' '.join((title_of(replica.engine), version)).rstrip()} does not tell {', '.join(names)}"
+    if replica.engine != VLLM:
+        return Reason(f"{text}: this engine does not count what the savings need", "", refuses=True)
     return Reason(text, "vLLM 0.16 and later count what the savings need", refuses=True)

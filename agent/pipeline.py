@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kvtally.agent.finding import Finding
-from kvtally.agent.interval import Interval, State, born, close, opened
+from kvtally.agent.interval import Interval, State, appeared, born, close, opened
 from kvtally.agent.ledger.append import Closed
 from kvtally.agent.ledger.errors import LedgerError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Key = tuple[str, str]
 UNWRITTEN_MAX = 1000
 STILL_NS = 60_000_000_000  # a cache that moves nothing closes an interval this often
+_FROM_FIRST_COUNT = frozenset({"cache", "gateway"})  # kinds whose targets a page shows once they have counted
 TARGETS_MAX = 4096  # in one run: a page with ever new models must not fill the memory and the ledger
 
 
@@ -69,6 +70,8 @@ class Pipeline:
         self._unopened: dict[Key, Closed] = {}
         self._unwritten: list[Finding] = []
         self._crowded: set[str] = set()
+        self._watched: dict[str, int] = {}  # source -> when its page was last seen
+        self._appeared: dict[Key, int] = {}  # targets not in the ledger yet -> when their page did not show them
         self._still: dict[Key, tuple[int, int]] = {}  # caches that moved nothing: how many scrapes, and the last
 
     @property
@@ -85,10 +88,13 @@ class Pipeline:
         for scrape in scrapes:
             if scrape.outcome != "ok":
                 self._failed(scrape)
+                if scrape.outcome == "no_data":
+                    self._watched[scrape.source] = scrape.taken_at_ns
                 continue
             if scrape.source in self._down:
                 gaps[scrape.source] = self._gap(scrape)
             closed += self._closed(scrape, states, once)
+            self._watched[scrape.source] = scrape.taken_at_ns
         findings = [*once, *gaps.values()]
         if not closed and not findings:
             return Tick((), ())
@@ -102,6 +108,7 @@ class Pipeline:
         for key in states:
             self._missed.pop(key, None)
             self._still.pop(key, None)
+            self._appeared.pop(key, None)
         for source in gaps:
             del self._down[source]
         return Tick(tuple(closed), tuple(findings))
@@ -138,18 +145,19 @@ class Pipeline:
         self._writer.skip(by_ns, finding)
         self._states = {key: _later(state, by_ns) for key, state in self._states.items()}
         self._unopened = {key: one._replace(state=_later(one.state, by_ns)) for key, one in self._unopened.items()}
+        self._watched = {source: at_ns + by_ns for source, at_ns in self._watched.items()}
+        self._appeared = {key: at_ns + by_ns for key, at_ns in self._appeared.items()}
         self._still = {key: (scrapes, at_ns + by_ns) for key, (scrapes, at_ns) in self._still.items()}
 
     def _close(
         self, key: Key, reading: Reading, scrape: Scrape, previous: State | None, findings: list[Finding]
     ) -> list[Closed]:
         new = key not in self._sources
+        if new and previous is None and (since_ns := self._not_shown(key, reading, scrape)) is not None:
+            self._appeared[key] = since_ns
         self._sources[key] = scrape.source
         if previous is None:
-            first = born(reading, scrape.taken_at_ns, self._started_ns)
-            if first is None:
-                return [Closed(reading, None, opened(reading, scrape.taken_at_ns))]
-            return [Closed(reading, *first)]
+            return [self._first(key, reading, scrape)]
         if scrape.taken_at_ns <= previous.taken_at_ns:
             if new and self._interval_ns:
                 # a recording that is replayed again says so itself
@@ -170,6 +178,32 @@ class Pipeline:
             findings.append(_not_watched(key, previous.taken_at_ns, scrape.taken_at_ns))
         interval, state, found = close(previous, reading, scrape.taken_at_ns, missed)
         return [*closed, Closed(reading, interval, state, found)]
+
+    def _first(self, key: Key, reading: Reading, scrape: Scrape) -> Closed:
+        """What the first scrape of a target counts: all where it began while its page was watched, else nothing."""
+        first = born(reading, scrape.taken_at_ns, self._started_ns)
+        since_ns = self._appeared.get(key)
+        if first is None and since_ns is not None and since_ns < scrape.taken_at_ns:
+            first = appeared(reading, since_ns, scrape.taken_at_ns)
+        return Closed(reading, None, opened(reading, scrape.taken_at_ns)) if first is None else Closed(reading, *first)
+
+    def _not_shown(self, key: Key, reading: Reading, scrape: Scrape) -> int | None:
+        """When the page of a new target was last seen without it; None if it may have counted before that.
+
+        Caches and gateways are there from their first count on, a replica of Ray's has an id of its own. A target that
+        was named less closely while it was alone on its page is no new one.
+        """
+        kind, name = key
+        since_ns = self._watched.get(scrape.source)
+        if since_ns is None or (kind not in _FROM_FIRST_COUNT and "replica" not in reading.attributes):
+            return None
+        known = self._states.keys() | self._sources.keys()
+        parts = name.split("/")
+        wider = {(kind, "/".join(parts[:count])) for count in range(1, len(parts) + 1)}
+        closer = f"{name}/"
+        if not wider.isdisjoint(known) or any(of == kind and other.startswith(closer) for of, other in known):
+            return None
+        return since_ns
 
     def _missed_since(self, key: Key, previous: State, until_ns: int, taken: int) -> int:
         """Scrapes that were due since the previous one and gave nothing; `taken` is how many gave something."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from kvtally.agent.facts import GPUS, MODEL_CONFIG, in_config
 from kvtally.agent.hardware import gpu_of
 from kvtally.agent.identity import BY_SOURCE_SINCE, CLEAN_SINCE, version_of
 from kvtally.agent.model_shape import UnknownArchitecture, shape_of
@@ -34,7 +35,6 @@ _BY_SOURCE = {"computed_tokens", "hbm_tokens"}
 _UPGRADE = "vLLM counts prompt tokens by source since 0.16: upgrade"
 GPUS_UNKNOWN = "which GPUs it holds"
 _LOG = "`kvtally calibrate --requests FILE`, with prompt, cached and TTFT of each request"
-_SHAPE = 'say where its config.json lies: engine = [{{ url = "{url}", model_config = "/models/x/config.json" }}]'
 
 # quantity of an engine -> what is lost without it, what to do
 _STATS = "start vLLM without --disable-log-stats"
@@ -129,8 +129,13 @@ def _families(reading: Reading) -> list[Lacking]:
     return [
         Lacking(quantity, costs, hint if is_vllm(reading) else "")
         for quantity, (costs, hint) in _WANTED.items()
-        if value(reading, quantity) is None
+        if value(reading, quantity) is None and not _is_told_otherwise(reading, quantity)
     ]
+
+
+def _is_told_otherwise(reading: Reading, quantity: str) -> bool:
+    """Whether another count serves as well: lookups tell of reuse only where tokens by tier do not."""
+    return quantity == "prefix_hit_tokens" and value(reading, "hbm_tokens") is not None
 
 
 def _version(reading: Reading) -> list[Lacking]:
@@ -164,7 +169,7 @@ def _version(reading: Reading) -> list[Lacking]:
 
 def _mapping(url: str, about: About) -> list[Lacking]:
     if about.gpus is None:
-        hint = f'{about.mapping}. In kvtally.toml: engine = [{{ url = "{url}", gpus = ["GPU-…"] }}]'
+        hint = f"{about.mapping}. Name them {in_config(url, GPUS)}"
         return [Lacking(GPUS_UNKNOWN, "no money: tokens and seconds only", hint)]
     return []
 
@@ -185,7 +190,8 @@ def _counters(engine: Reading) -> list[Lacking]:
 def _shape(about: About, around: Around) -> list[Lacking]:
     text = about.facts.get("shape")
     if not text:
-        return [Lacking("the shape of its model", "no step law can be set up", _SHAPE.format(url=around.url))]
+        hint = f"say where its config.json lies, {in_config(around.url, MODEL_CONFIG)}"
+        return [Lacking("the shape of its model", "no step law can be set up", hint)]
     try:
         shape_of(json.loads(text))
     except UnknownArchitecture as unknown:

@@ -14,8 +14,7 @@ from kvtally.agent.look import look_around, open_nvml
 from kvtally.agent.process_watch import ProcessWatch
 from kvtally.agent.raw_sources import GpuSampling, Kept, host_line
 from kvtally.agent.recording_members import RecordingError
-from kvtally.agent.replica import About
-from kvtally.agent.sources import Sources, served_by
+from kvtally.agent.sources import Sources, keeps_kv
 from kvtally.collectors.base import CollectError, NoData
 from kvtally.collectors.registry import sources_on
 
@@ -215,7 +214,7 @@ class Recorder:
 
         A recording has room for one page beside the engine's: the first one that serves it.
         """
-        if body is not None and served_by(sources_on(body), dict.fromkeys(page.engines, About())):
+        if body is not None and keeps_kv(sources_on(body)):
             for name in page.engines:
                 if self._caches.setdefault(name, page.source) != page.source:
                     reason = (

@@ -48,7 +48,7 @@ class Describer:
         self._skus: dict[str, str] = {}
         self._slices: dict[str, str] = {}  # MIG instance -> its share of a GPU
         self._cut: set[str] = set()  # GPUs that are cut into MIG instances
-        self._made: dict[str, tuple[Mapping[str, str], int, dict[str, str]]] = {}
+        self._made: dict[str, tuple[Mapping[str, str], tuple[int, int], dict[str, str]]] = {}
 
     def learn(self, engines: Mapping[str, About]) -> None:
         """Take in what a later discovery found."""
@@ -59,14 +59,17 @@ class Describer:
 
     def __call__(self, readings: Sequence[Reading]) -> list[Reading]:
         """The readings of one scrape, those of engines with their attributes; other kinds as they are."""
-        targets = [_target(reading) for reading in readings if reading.kind == "engine"]
+        engines = [_place(reading) for reading in readings if reading.kind == "engine"]
+        targets = [target for target, _ in engines]
         described: list[Reading] = []
         for reading in readings:
             if reading.kind == "gpu":
                 self._learn_sku(reading)
             one = reading
             if reading.kind == "engine":
-                one = reading._replace(attributes=self._attributes(reading, targets.count(_target(reading))))
+                place = _place(reading)
+                counts = targets.count(place[0]), engines.count(place)
+                one = reading._replace(attributes=self._attributes(reading, counts))
             described.append(one)
         return described
 
@@ -80,19 +83,22 @@ class Describer:
             (self._cut.add if is_cut else self._cut.discard)(name)
             self._made.clear()
 
-    def _attributes(self, reading: Reading, ranks: int) -> Mapping[str, str]:
-        """Attributes of an engine; the same object while nothing changes, which spares the ledger a comparison."""
+    def _attributes(self, reading: Reading, counts: tuple[int, int]) -> Mapping[str, str]:
+        """Attributes of an engine; the same object while nothing changes, which spares the ledger a comparison.
+
+        `counts`: how many engines the page shows, and how many of this one's rank.
+        """
         made = self._made.get(reading.name)
-        if made is None or made[0] is not reading.attributes or made[1] != ranks:
-            about = self._engines.get(_target(reading), self._default)
-            rank = reading.name.partition("/")[2]
+        if made is None or made[0] is not reading.attributes or made[1] != counts:
+            target, rank = _place(reading)
+            about = self._engines.get(target, self._default)
             told = reading.attributes
-            made = (told, ranks, {**told, **self._added(about, rank, ranks, told.get("engine_type", ""))})
+            gpus = _share(about, rank, *counts)
+            made = (told, counts, {**told, **self._added(about, *gpus, told.get("engine_type", ""))})
             self._made[reading.name] = made
         return made[2]
 
-    def _added(self, about: About, rank: str, ranks: int, engine_type: str) -> dict[str, str]:
-        gpus, mapping = _share(about, rank, ranks)
+    def _added(self, about: About, gpus: tuple[str, ...] | None, mapping: str, engine_type: str) -> dict[str, str]:
         cut = next((uuid for uuid in gpus or () if uuid in self._cut), "")
         if cut:
             gpus, mapping = None, f"{cut} is cut into MIG instances: name the one that it holds, MIG-…"
@@ -116,20 +122,27 @@ def _sum(shares: Sequence[str]) -> str:
     return str(sum(map(Fraction, shares)))
 
 
-def _target(reading: Reading) -> str:
-    return reading.name.partition("/")[0]
+def _place(reading: Reading) -> tuple[str, str]:
+    """The target of an engine and its rank: "node:8080/0/x2kq8" is rank 0 of one of Ray's replicas."""
+    target, _, rest = reading.name.partition("/")
+    return target, rest.partition("/")[0]
 
 
-def _share(about: About, rank: str, ranks: int) -> tuple[tuple[str, ...] | None, str]:
-    """GPUs of one rank, None where that cannot be told, and how that is known or why it is not."""
+def _share(about: About, rank: str, engines: int, alike: int) -> tuple[tuple[str, ...] | None, str]:
+    """GPUs of one rank, None where that cannot be told, and how that is known or why it is not.
+
+    `engines` answer on the page, `alike` of them as this rank.
+    """
     gpus, count = about.gpus, about.per_replica
-    if not gpus or (ranks == 1 and count in {None, len(gpus)}):
+    if not gpus or (engines == 1 and count in {None, len(gpus)}):
         return gpus, about.mapping
+    if alike > 1:
+        # each of them by its rank would be charged for the same GPUs
+        return None, f"{alike} engines of one page answer as rank {rank}: nothing tells which of its GPUs each has"
     if count is None:
         # each of them holding all would be paid for several times
-        return None, f"{ranks} ranks answer for {len(gpus)} GPUs: say gpus_per_replica"
-    number = rank.partition("/")[0]
-    first = int(number) * count if number.isdecimal() else len(gpus)
+        return None, f"{engines} ranks answer for {len(gpus)} GPUs: say gpus_per_replica"
+    first = int(rank) * count if rank.isdecimal() else len(gpus)
     own = gpus[first : first + count]
     if len(own) < count:
         return None, f"rank {rank} with {count} GPUs is beyond the {len(gpus)} that are named"

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from kvtally.agent.calibration import PARAMETERS
+from kvtally.agent.facts import CONNECTOR
 from kvtally.agent.worth import Worth, added
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ _ASYNCHRONOUS = (
     "MooncakeStoreConnector",
     "MoRIIOConnector",
 )
+_NAMING = f"name the connector: {CONNECTOR}"
 # caches, by the ends of their names, that serve such connectors alone
 _NEVER_STOPPING = ("/kv_offload", "/lmcache_mp")
 
@@ -157,8 +159,13 @@ def with_held(seconds: Seconds, held: Iterable[str]) -> Seconds:
     return seconds._replace(tiers=seconds.tiers | missing)
 
 
-def seconds_of(parts: Sequence[Part], occupied_seconds: float, reasons: Sequence[Reason] = ()) -> Seconds:
-    """The figures of a group; `reasons` are those that are known beforehand, and any that refuses decides."""
+def seconds_of(
+    parts: Sequence[Part], occupied_seconds: float, reasons: Sequence[Reason] = (), *, naming: str = _NAMING
+) -> Seconds:
+    """The figures of a group; `reasons` are those that are known beforehand, and any that refuses decides.
+
+    naming      how to name the connector of its engines; "" for engines that have none
+    """
     total = parts[0].worth
     for part in parts[1:]:
         total = added(total, part.worth)
@@ -170,7 +177,7 @@ def seconds_of(parts: Sequence[Part], occupied_seconds: float, reasons: Sequence
         avoided = outer = hbm = EXACTLY_NOTHING
     stall, store, latency = _costs(parts)
     net = _less(avoided, stall, store)
-    found = [*reasons, *_window_reasons(total, parts, occupied_seconds)]
+    found = [*reasons, *_window_reasons(total, parts, occupied_seconds, naming)]
     status = _status(net, avoided, total, occupied_seconds, found)
     tiers = _tiers(total, hbm, outer, stall, store, status=status, occupied_seconds=occupied_seconds)
     starved = total.starved_seconds
@@ -302,7 +309,7 @@ def _less(gain: Estimate, *costs: Estimate) -> Estimate:
     return Estimate(point - down, point, point + up)
 
 
-def _window_reasons(total: Worth, parts: Sequence[Part], occupied_seconds: float) -> list[Reason]:
+def _window_reasons(total: Worth, parts: Sequence[Part], occupied_seconds: float, naming: str) -> list[Reason]:
     found: list[Reason] = []
     reused = total.hbm_tokens + total.external_tokens
     if reused and total.requests < LEAST_REQUESTS:
@@ -311,8 +318,7 @@ def _window_reasons(total: Worth, parts: Sequence[Part], occupied_seconds: float
     unknown = sum(part.worth.loads for part in parts if part.loading == "unknown")
     if unknown > UNKNOWN_LOADING * occupied_seconds:
         text = f"{unknown:.1f} s went into loading KV, and nothing tells whether the engine waited for it"
-        hint = 'name the connector: engine = [{ url = "…", connector = "LMCacheConnectorV1" }]'
-        found.append(Reason(text, hint, refuses=True))
+        found.append(Reason(text, naming, refuses=True))
     if total.requests and total.preemptions > MANY_PREEMPTIONS * total.requests:
         text = (
             f"{total.preemptions:.0f} preemptions in {total.requests:.0f} requests: what they computed again is in no "

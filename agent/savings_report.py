@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvtally.agent.accounts import Payment, Window, facts_of, settled_hours_of, widened
+from kvtally.agent import accounts
+from kvtally.agent.accounts import Payment, Window, facts_in, settled_hours_of, widened
 from kvtally.agent.disaggregation import DECODE
+from kvtally.agent.facts import CONNECTOR, VLLM, among
 from kvtally.agent.finding import Finding, utc_text
 from kvtally.agent.grouping import default_window, finding_json, in_order, key_of, union, unique, window_json
 from kvtally.agent.ledger.columns import HOUR_NS
+from kvtally.agent.outer_tiers import Behind, is_apart, outer_tiers
 from kvtally.agent.price import nano_to_text, rate_text
-from kvtally.agent.savings import Reason, Seconds, nothing_reused, parts_of, seconds_of, with_held
+from kvtally.agent.savings import Reason, Seconds, loading_of, nothing_reused, parts_of, seconds_of, with_held
 from kvtally.agent.savings_money import (
     HOLDING,
     TIME_RESOURCES,
@@ -24,12 +27,13 @@ from kvtally.agent.savings_money import (
 from kvtally.agent.valuing import TRANSFERRED, Laws, Valued, values_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from kvtally.agent.calibration import Calibration
     from kvtally.agent.facts import Facts
     from kvtally.agent.grouping import Key
     from kvtally.agent.ledger.read import LedgerReader
+    from kvtally.agent.outer_tiers import OuterTiers
     from kvtally.agent.rates import RateBook
     from kvtally.agent.savings import Estimate
     from kvtally.agent.savings_money import NanoEstimate
@@ -43,7 +47,10 @@ RUNGS = ("M0", "M1", "M2", "M3", "M4", "M5")
 
 
 class Group(NamedTuple):
-    """One group: its facts, what they were worth, and the figures."""
+    """One group: its facts, what they were worth, and the figures.
+
+    apart   external tokens by tier of hours that no law parts, as their engine or a cache's lookups tell
+    """
 
     by: dict[str, str | None]
     facts: tuple[Facts, ...]
@@ -51,6 +58,7 @@ class Group(NamedTuple):
     seconds: Seconds | None
     money: Money | None
     reasons: tuple[Reason, ...]
+    apart: tuple[OuterTiers, ...] = ()
 
     @property
     def status(self) -> str:
@@ -109,14 +117,25 @@ def savings_report(
         return SavingsReport(None, 0, book.currency, (), ())
     targets = reader.targets()
     asked = widened(window or default_window(extent), reader.raw_from(), extent[1])
-    facts = [one for one in facts_of(reader, asked, book, payment) if one.replica is not None]
+    parts = accounts.parts_of(reader, asked)
+    by_part = [
+        [one for one in facts_in(reader, part, book, payment, targets) if one.replica is not None] for part in parts
+    ]
+    facts = [one for members in by_part for one in members]
     settled = settled_hours_of(reader, asked) if laws is None else []
     values = values_of(reader, (asked.start_ns, asked.end_ns), targets, laws or Laws(reader, targets), settled)
     worths = {(value.hour_ns, value.target_id): value for value in values}
+    parted = {place for place, value in worths.items() if value.worth is not None and is_apart(value.worth)}
+    behind = Behind(targets)
+    apart: dict[tuple[int, int], OuterTiers] = {}
+    for part, members in zip(parts, by_part, strict=True):
+        apart |= outer_tiers(reader, part, members, behind, targets, parted=parted)
     groups: dict[Key, list[Facts]] = {}
     for one in facts:
         groups.setdefault(key_of(one, by), []).append(one)
-    done = tuple(_group(dict(key), members, worths) for key, members in in_order(groups))
+    done = tuple(
+        _group(dict(key), members, worths)._replace(apart=_of(members, apart)) for key, members in in_order(groups)
+    )
     spans = union([(one.start_ns, one.end_ns) for one in facts])
     real = Window(spans[0][0], spans[-1][1]) if spans else asked
     found = [finding for one in facts for finding in one.findings]
@@ -124,12 +143,17 @@ def savings_report(
     return SavingsReport(real, sum(b - a for a, b in spans), book.currency, done, tuple(unique(found)))
 
 
+def _of(facts: Sequence[Facts], apart: Mapping[tuple[int, int], OuterTiers]) -> tuple[OuterTiers, ...]:
+    """The tiers of these replica-hours."""
+    return tuple(apart[place] for place in dict.fromkeys(_place(one) for one in facts) if place in apart)
+
+
 def _group(by: dict[str, str | None], members: list[Facts], worths: dict[tuple[int, int], Valued]) -> Group:
     facts = [one for one in members if one.replica is None or one.replica.role != DECODE]
     pairs = [(one, worths.get(_place(one))) for one in facts]
     values = tuple(value for _, value in pairs if value is not None)
     known = [value for value in values if value.worth is not None and value.calibration is not None]
-    reasons = [*_told_once(value.reasons for value in values), *_lacking(pairs)]
+    reasons = [*_told_once(pairs), *_lacking(pairs)]
     reasons += [TRANSFERRED] if len(facts) < len(members) else []
     occupied = sum(one.state_ns.get("occupied", 0) for one in facts) / 1e9
     broken = any(value.is_broken for value in values)
@@ -151,11 +175,21 @@ def _group(by: dict[str, str | None], members: list[Facts], worths: dict[tuple[i
         if value.calibration is not None and value.worth is not None
     )
     held = [tier for tier, amount in holding_of(facts).items() if amount]
-    seconds = with_held(seconds_of(parts, occupied, reasons), held)
+    seconds = with_held(seconds_of(parts, occupied, reasons, naming=_naming(facts)), held)
     if broken:
         seconds = seconds._replace(status="unreconciled")
     money, unpriced = _money(pairs, seconds)
     return Group(by, tuple(facts), values, seconds, money, (*seconds.reasons, *unpriced))
+
+
+def _naming(facts: Sequence[Facts]) -> str:
+    """How to name a connector whose way of loading is known; only vLLM has one."""
+    found = {one.replica.name: one.replica for one in facts if one.replica is not None}
+    own = [one for _, one in sorted(found.items()) if one.engine == VLLM and loading_of(one.connector) == "unknown"]
+    if not own:
+        return ""
+    more = f", and so for {len(own) - 1} more" if len(own) > 1 else ""
+    return f"name the connector {own[0].in_config(CONNECTOR)}{more}"
 
 
 def _is_without_reuse(facts: Sequence[Facts], values: Sequence[Valued]) -> bool:
@@ -184,13 +218,20 @@ def _lacking(pairs: Sequence[tuple[Facts, Valued | None]]) -> list[Reason]:
     return [Reason(text, "", refuses=lacking > UNKNOWN_SHARE * reused)]
 
 
-def _told_once(reasons: Any) -> list[Reason]:
-    found: dict[Reason, None] = {}
-    for own in reasons:
-        for reason in own:
+def _told_once(pairs: Sequence[tuple[Facts, Valued | None]]) -> list[Reason]:
+    """What the values of a group give as reasons; in a group of several replicas each names those that it is of."""
+    found: dict[str, tuple[Reason, set[str]]] = {}
+    every: set[str] = set()
+    for one, value in pairs:
+        name = "" if one.replica is None else one.replica.name
+        every.add(name)
+        for reason in () if value is None else value.reasons:
             # a replica that has no law refuses the group only by the tokens that it leaves out
-            found.setdefault(reason._replace(refuses=False))
-    return list(found)
+            found.setdefault(reason.text, (reason._replace(refuses=False), set()))[1].add(name)
+    return [
+        reason._replace(text=f"{among(names)}: {reason.text}") if len(every) > 1 else reason
+        for reason, names in found.values()
+    ]
 
 
 def _money(pairs: Sequence[tuple[Facts, Valued | None]], seconds: Seconds) -> tuple[Money | None, tuple[Reason, ...]]:
@@ -243,6 +284,7 @@ def group_json(group: Group) -> dict[str, Any]:
             "engine_seconds": None if shown is None else "MODELLED",
             "money": None if money is None else _money_basis(group),
         },
+        "tiers_untold": _why_untold(group),
     }
 
 
@@ -255,6 +297,7 @@ def _tokens(group: Group) -> dict[str, int | None]:
     }
     apart = {
         name: sum(round(getattr(value.worth, f"{name}_tokens")) for value in group.values if value.worth is not None)
+        + sum(round(one.named()[name]) for one in group.apart)
         for name in ("dram", "disk", "p2p")
     }
     outer = totals["external"]
@@ -263,12 +306,17 @@ def _tokens(group: Group) -> dict[str, int | None]:
     return {"hbm": totals["hbm"], **split, "external": rest}
 
 
+def _why_untold(group: Group) -> str | None:
+    """Why nothing tells the outer tiers apart, where a longer window would."""
+    return next((one.why for one in group.apart if one.why), None) if _tiers_basis(group) is None else None
+
+
 def _tiers_basis(group: Group) -> str | None:
     """Who tells the outer tiers apart: the engine's counters, or an estimate by the cache's lookups; None: nobody."""
     worths = [value.worth for value in group.values if value.worth is not None]
-    if any(worth.estimated_tokens >= A_TOKEN for worth in worths):
+    if any(one.estimated_tokens >= A_TOKEN for one in worths) or any(one.estimated >= A_TOKEN for one in group.apart):
         return "MODELLED"
-    told = any(worth.dram_tokens or worth.disk_tokens or worth.p2p_tokens for worth in worths)
+    told = any(is_apart(worth) for worth in worths) or any(sum(one.named().values()) for one in group.apart)
     return "MEASURED" if told else None
 
 

@@ -35,10 +35,11 @@ class Sharing:
 
     def __init__(self, rows: Iterable[tuple[Replica, EngineRow]] = ()) -> None:
         """`rows` of all replicas, in any order; those of one replica follow on each other."""
-        held: dict[str, dict[str, list[tuple[int, int]]]] = {}
+        held: dict[str, dict[str, list[tuple[int, int, int]]]] = {}
         for replica, row in rows:
+            span = (row.start_ns, _held_from(row), row.end_ns)
             for uuid in replica.gpus or ():
-                held.setdefault(uuid, {}).setdefault(replica.name, []).append((_held_from(row), row.end_ns))
+                held.setdefault(uuid, {}).setdefault(replica.name, []).append(span)
         self._holders = {uuid: _timeline(spans) for uuid, spans in held.items() if len(spans) > 1}
 
     def __bool__(self) -> bool:
@@ -58,7 +59,7 @@ class Sharing:
     def parts(self, replica: Replica, start_ns: int, end_ns: int) -> list[Part]:
         """What the replica is charged for over the span: of each GPU an equal part with all that hold it just then.
 
-        An engine between two of its processes holds its GPU unless another one does.
+        An engine between two of its processes holds its GPU unless another one does; where several are, with those.
         """
         whole = replica.gpu_units or Fraction(0)
         own = [uuid for uuid in replica.gpus or () if uuid in self._holders]
@@ -112,22 +113,29 @@ def _held_from(row: EngineRow) -> int:
 
 
 def _timeline(
-    held: Mapping[str, Sequence[tuple[int, int]]],
+    held: Mapping[str, Sequence[tuple[int, int, int]]],
 ) -> tuple[tuple[int, ...], tuple[frozenset[str], ...]]:
-    """Instants at which the holders of a GPU change, and who holds it from each on."""
-    changes: dict[int, dict[str, int]] = {}
+    """Instants at which the holders of a GPU change, and who holds it from each on.
+
+    `held` by name: when an interval starts, when its process does, and when it ends. Who is between two of its
+    processes holds a GPU that no process of another has.
+    """
+    changes: dict[int, list[tuple[str, int, int]]] = {}
     for name, spans in held.items():
-        for start_ns, end_ns in spans:
-            for at, step in ((start_ns, 1), (end_ns, -1)):
-                own = changes.setdefault(at, {})
-                own[name] = own.get(name, 0) + step
+        for start_ns, began_ns, end_ns in spans:
+            for at, running, waiting in ((start_ns, 0, 1), (began_ns, 1, -1), (end_ns, -1, 0)):
+                changes.setdefault(at, []).append((name, running, waiting))
     edges: list[int] = []
     holders: list[frozenset[str]] = []
-    open_spans: dict[str, int] = {}
+    run: dict[str, int] = {}
+    wait: dict[str, int] = {}
     for at in sorted(changes):
-        for name, step in changes[at].items():
-            open_spans[name] = open_spans.get(name, 0) + step
-        now = frozenset(name for name, count in open_spans.items() if count > 0)
+        for name, running, waiting in changes[at]:
+            run[name] = run.get(name, 0) + running
+            wait[name] = wait.get(name, 0) + waiting
+        now = frozenset(name for name, count in run.items() if count) or frozenset(
+            name for name, count in wait.items() if count
+        )
         if not holders or holders[-1] != now:
             edges.append(at)
             holders.append(now)

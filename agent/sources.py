@@ -45,6 +45,7 @@ class Sources:
         self.abouts: dict[str, About] = {}
         self._given = {engine.name: _given_facts(engine) for engine in config.engines}
         self._absent: dict[str, int] = {}
+        self._told: set[str] = set()  # engines whose command line says how they are run
         for engine in config.engines:
             self._add(engine, None)
         for page in config.pages:
@@ -82,6 +83,8 @@ class Sources:
             name = found.listed.get(urlsplit(one.url).port or 0, "")
             engine = listed.get(name) or in_pod(complete(Engine(url=one.url), self._config), self._pod)
             seen.add(engine.name)
+            if one.tensor_parallel is not None:  # its whole command line is to be seen
+                self._told.add(engine.name)
             self._add(engine, one, found.facts.get(engine.name, {}))
         for name in (found.facts.keys() & listed.keys()) - seen:  # config names its process
             facts = self._facts(listed[name], found.facts[name])
@@ -144,7 +147,7 @@ class Sources:
             counted: tuple[Kind, ...] = ("gpu",) if self._nvml is not None else ()
             # those that config names, else by the connectors of the engines that are known by then
             given = page.engines
-            serves = (lambda _: given) if given else (lambda sources: served_by(sources, self.abouts))
+            serves = (lambda _: given) if given else (lambda sources: served_by(sources, self._connectors()))
             self._side[page.name] = SidePage(page.name, endpoint, serves, leave_out=counted)
 
     def _endpoint(self, who: str, url: str, access: Access) -> Endpoint:
@@ -190,12 +193,22 @@ class Sources:
     def _drop(self, name: str) -> None:
         """Forget an engine that nobody names or finds any more; its counters stay in the ledger for its return."""
         self._pages.pop(name).close()
+        self._told.discard(name)
         for kept in (self._processes, self._pids, self._absent, self._given, self.abouts):
             kept.pop(name, None)
 
     def _drop_page(self, name: str) -> None:
         self._side.pop(name).close()
         self._absent.pop(name, None)
+
+    def _connectors(self) -> dict[str, str | None]:
+        """The KV connector of every engine: "" for one that has none, None where that is not to be seen."""
+        found: dict[str, str | None] = {}
+        for name, page in self._pages.items():
+            told = self.abouts[name].facts.get("connector", "")
+            is_told = told not in {"", "MultiConnector"} or (not told and name in self._told)
+            found[name] = told if is_told or "vllm" not in page.sources else None
+        return found
 
     def _pid_of(self, name: str) -> Callable[[], int | None]:
         return lambda: self._pids.get(name)
@@ -211,14 +224,23 @@ class Sources:
 _CONNECTORS = {"lmcache": "LMCacheConnector", "lmcache_mp": "LMCacheMP", "mooncake": "Mooncake", "kvbm": "Dynamo"}
 
 
-def served_by(sources: Iterable[str], engines: Mapping[str, About]) -> tuple[str, ...]:
-    """Names of the engines that the caches of a page serve: whose connector is one of theirs, or is not known."""
+def served_by(sources: Iterable[str], connectors: Mapping[str, str | None]) -> tuple[str, ...]:
+    """Names of the engines that the caches of a page serve, by the connectors of all engines; None: not known.
+
+    Those whose connector is one of the caches'. Where there is none, the only engine whose connector nobody knows: of
+    two, a guess would split the tokens of one by the lookups of the other.
+    """
     wanted = tuple(_CONNECTORS[source] for source in sources if source in _CONNECTORS)
     if not wanted:
         return ()
-    connectors = {name: about.facts.get("connector", "") for name, about in engines.items()}
-    sure = tuple(name for name, connector in connectors.items() if connector.startswith(wanted))
-    return sure or tuple(name for name, connector in connectors.items() if connector in {"", "MultiConnector"})
+    sure = sorted(name for name, connector in connectors.items() if connector and connector.startswith(wanted))
+    unknown = [name for name, connector in connectors.items() if connector is None]
+    return tuple(sure) if sure or len(unknown) > 1 else tuple(unknown)
+
+
+def keeps_kv(sources: Iterable[str]) -> bool:
+    """Whether a page with these sources is a cache's that engines reach by a connector."""
+    return any(source in _CONNECTORS for source in sources)
 
 
 def _by_name(config: Config) -> dict[str, Engine | Page]:

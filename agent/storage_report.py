@@ -17,7 +17,7 @@ from kvtally.agent.ledger.totals import Total, added, totals
 from kvtally.agent.model_shape import shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from kvtally.agent.accounts import Window
     from kvtally.agent.ledger.read import LedgerReader, Target
@@ -49,7 +49,8 @@ def storage_report(reader: LedgerReader, window: Window | None) -> dict[str, Any
     caches = _named(reader, "cache", asked, targets)
     filesystems = _named(reader, "filesystem", asked, targets)
     kv_bytes = _kv_bytes(targets)
-    answers = [_cache(one, kv_bytes) for one in caches]
+    hosts = {target.name.partition("/")[0] for target in targets.values() if target.kind == "engine"}
+    answers = [_cache(one, kv_bytes, hosts) for one in caches]
     mounts = [one for one in filesystems if one.attributes.get("paths")]
     findings: list[Finding] = []
     read = _read_by_caches(caches) if len(mounts) == 1 else None
@@ -87,9 +88,11 @@ def _kv_bytes(targets: Mapping[int, Target]) -> dict[str, float]:
     return found
 
 
-def _cache(one: _Named, kv_bytes: Mapping[str, float]) -> dict[str, Any]:
-    engines = [name for name in one.attributes.get("engines", "").split(",") if name] or [one.name.partition("/")[0]]
-    sizes = {kv_bytes.get(name) for name in engines}
+def _cache(one: _Named, kv_bytes: Mapping[str, float], hosts: Collection[str]) -> dict[str, Any]:
+    own_host = one.name.partition("/")[0]  # of a cache on an engine's own page: the engine
+    named = [name for name in one.attributes.get("engines", "").split(",") if name]
+    engines = named or ([own_host] if own_host in hosts else [])
+    sizes = {kv_bytes.get(name.partition("/")[0]) for name in engines}
     token_bytes = sizes.pop() if len(sizes) == 1 else None
 
     def moved(prefix: str, tokens: str | None, operations: str | None) -> dict[str, Any]:

@@ -89,7 +89,7 @@ _WHOLE_NUMBERS = frozenset(("memory_used_bytes", "energy_millijoules", "sm_clock
 
 
 class _Target(NamedTuple):
-    """A GPU, or a MIG instance of one, and where on the page its fields are."""
+    """A GPU, or a MIG instance of one, the host that it is in, and where on the page its fields are."""
 
     uuid: str
     number: int
@@ -97,6 +97,7 @@ class _Target(NamedTuple):
     mig: bool | None
     parent: str | None
     share: str | None
+    host: str
     places: tuple[tuple[Field, tuple[int, ...]], ...]
 
 
@@ -132,8 +133,9 @@ class DcgmReader:
         now = self._clock()
         for target in self._targets:
             self._integrator.add(_sample(target, values, now))
+        hosts = {target.uuid: {"host": target.host} for target in self._targets if target.host}
         return tuple(
-            reading._replace(attributes={**reading.attributes, "source": "dcgm"})
+            reading._replace(attributes={**reading.attributes, "source": "dcgm", **hosts.get(reading.name, {})})
             for reading in self._integrator.readings()
         )
 
@@ -172,13 +174,13 @@ def _targets(layout: Layout) -> tuple[_Target, ...]:
         own = {instance: labels[uuid, instance] for of, instance in places if of == uuid}
         whole = own.pop("")
         parts, rest = _shares(own.values()) if own else ([], None)
-        number, name = _number(whole), whole.get("modelName") or None
-        found.append(_Target(uuid, number, name, bool(own), None, rest, _rows(places[uuid, ""], layout, own)))
+        number, name, host = _number(whole), whole.get("modelName") or None, whole.get("Hostname", "")
+        found.append(_Target(uuid, number, name, bool(own), None, rest, host, _rows(places[uuid, ""], layout, own)))
         for (instance, about), share in zip(own.items(), parts, strict=True):
             # without a share nobody knows what it costs: a product without a name has no price
             named = None if share is None or name is None else f"{name} MIG {about['GPU_I_PROFILE']}"
             rows = tuple((row, at) for row, at in _rows(places[uuid, instance], layout, ()) if not row.of_whole)
-            found.append(_Target(f"MIG-{uuid}/{instance}/0", number, named, True, uuid, share, rows))
+            found.append(_Target(f"MIG-{uuid}/{instance}/0", number, named, True, uuid, share, host, rows))
     return tuple(found)
 
 

@@ -94,6 +94,12 @@ def reader_class(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
+def title_of(engine: str) -> str:
+    """What an engine is called that says `engine` of itself: "tensorrt-llm"; that itself where it is no source's."""
+    source = SOURCES.get(engine.replace("-", "_"))
+    return engine if source is None else source.title
+
+
 def titles(names: Iterable[str]) -> str:
     """What sources are called, for a message."""
     return ", ".join(SOURCES[name].title for name in names)

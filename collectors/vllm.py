@@ -18,7 +18,7 @@ from kvtally.collectors.vllm_families import (
 from kvtally.collectors.vllm_series import CREATED, NAMES, START, by_engine, is_read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from kvtally.collectors.base import Kind
     from kvtally.collectors.exposition import Series
@@ -47,14 +47,13 @@ class VllmMapping:
     """Reads the pages of vLLM's API server and of Ray's node agent.
 
     Engines are named `<target>/<rank>`, with `/<model>` behind it where a rank serves several. Ray's agent shows the
-    engines of all replicas on its node: where there are several of one rank and model, the ReplicaId (else the
-    WorkerId) ends their names, from then on for good, so that no name ever means two of them.
+    engines of all replicas on its node, which come and go: where it tells the ReplicaId (else the WorkerId), that ends
+    their names also while there is one alone, so that no name ever means two of them.
     """
 
     def __init__(self) -> None:
         self._rows = _by_quantity(FAMILIES)
         self._connectors = [(connector, _by_quantity(connector.families)) for connector in CONNECTORS]
-        self._apart: set[tuple[str, str]] = set()
 
     def wants(self, sample_name: str) -> bool:
         """Whether a sample of this name is read, in any spelling."""
@@ -67,7 +66,7 @@ class VllmMapping:
     def compile(self, target: str, series: Sequence[Series], version: str | None, helps: Helps) -> list[Plan]:
         """One engine plan for each engine, and a cache plan for each of its connectors that counts by itself."""
         owned = by_engine(series)
-        names = self._names(target, owned)
+        names = _names(target, owned)
         start = next((at for at, one in enumerate(series) if one.name == START), None)
         plans: list[Plan] = []
         for engine, own in sorted(owned.items()):
@@ -81,16 +80,14 @@ class VllmMapping:
                 plans += [plan for one in self._connectors if (plan := _connector_plan(part, *one))]
         return plans
 
-    def _names(self, target: str, engines: Iterable[Engine]) -> dict[Engine, str]:
-        shown = list(engines)
-        served = [(engine.rank, engine.model) for engine in shown]
-        self._apart |= {pair for pair in served if served.count(pair) > 1}
-        crowded = len({rank for rank, _ in served}) < len(set(served))
-        names: dict[Engine, str] = {}
-        for engine, pair in zip(shown, served, strict=True):
-            ends = [engine.model] * crowded + [engine.replica] * (pair in self._apart)
-            names[engine] = "/".join((target, engine.rank, *ends))
-        return names
+
+def _names(target: str, engines: Collection[Engine]) -> dict[Engine, str]:
+    processes = [(engine.rank, engine.replica) for engine in engines]
+    names: dict[Engine, str] = {}
+    for engine, process in zip(engines, processes, strict=True):
+        ends = (engine.model if processes.count(process) > 1 else "", engine.told_replica)
+        names[engine] = "/".join((target, engine.rank, *filter(None, ends)))
+    return names
 
 
 def _by_quantity(families: Iterable[Family]) -> dict[str, list[Family]]:

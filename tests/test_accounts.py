@@ -20,6 +20,7 @@ from tests.ledgers import (
     FakeEngine,
     FakeGpu,
     new_ledger,
+    rate,
     reader_of,
     tell_story,
 )
@@ -36,6 +37,7 @@ from kvtally.agent.accounts import (
     settled_hours_of,
     widened,
 )
+from kvtally.agent.price import NANO
 from kvtally.agent.rates import RateBook
 from kvtally.agent.replica import About
 from kvtally.agent.settlement import due_hours, settle
@@ -306,3 +308,29 @@ def test_what_was_found_in_a_settled_hour_is_still_told(tmp_path: Path) -> None:
     assert facts.lines is None
     assert [finding.kind for finding in facts.findings] == ["no_rate"]
     assert "kvtally rates add gpu" in facts.findings[0].message
+
+
+def test_every_host_whose_gpus_a_page_shows_is_paid_for_whole(tmp_path: Path) -> None:
+    """Two hosts of two GPUs, whose exporters are scraped into one ledger; a host costs 4.00 an hour beside its GPUs."""
+    engines = [FakeEngine(f"10.0.0.{host}:8000/0") for host in (1, 2)]
+    gpus = [FakeGpu(f"GPU-{host}-{number}") for host in (1, 2) for number in (0, 1)]
+    abouts = {}
+    for host, engine, own in ((1, engines[0], gpus[:2]), (2, engines[1], gpus[2:])):
+        abouts[engine.name.partition("/")[0]] = About(gpus=tuple(gpu.name for gpu in own), mapping="config")
+        for gpu in own:
+            gpu.attributes |= {"source": "dcgm", "host": f"node-{host}"}
+    path = new_ledger(tmp_path)
+    deployment = Deployment(path, abouts, interval_seconds=60)
+    for minute in range(61):
+        for gpu in gpus:
+            gpu.run(60, 30)
+        deployment.scrape(START + minute * 60 * SECOND, engines, gpus)
+    deployment.close()
+    prices = [
+        rate("gpu", "1", "gpu-hour", START - HOUR, sku=SKU),
+        rate("server", "4", "server-hour", START - HOUR, sku="gpu-host"),
+    ]
+    with reader_of(path) as reader:
+        facts = facts_of(reader, Window(START, START + HOUR), RateBook(prices), PAYMENT)
+    spent = [(line.resource, line.amount_nano) for one in facts for line in one.lines or ()]
+    assert spent == [("gpu", 2 * NANO), ("server", 4 * NANO)] * 2

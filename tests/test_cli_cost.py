@@ -13,6 +13,7 @@ from tests.command_line import call, copied
 from tests.ledgers import HOUR, SECOND, SKU, START, Deployment, FakeEngine, new_ledger, tell_story, url_of
 
 from kvtally.agent.grouping import DIMENSIONS
+from kvtally.agent.ledger.columns import HEAD_REVISION
 from kvtally.agent.replica import About
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ ANSWER = {
             "cost_per_million": {"fully_loaded": UNIT_COSTS, "active": UNIT_COSTS},
             "basis": {
                 "tokens": "basis",
+                "tiers": "basis | null",
                 "states": "basis",
                 "cost": "basis | null",
                 "active": "basis | null",
@@ -232,6 +234,7 @@ def test_the_whole_recording_is_what_its_engine_counted_in_94_seconds(kvtally: C
     assert group["cost_per_million"]["fully_loaded"]["total"] == "0.024542422"
     assert group["basis"] == {
         "tokens": "MEASURED",
+        "tiers": None,
         "states": "MODELLED",
         "cost": "ASSUMED",
         "active": "MODELLED",
@@ -423,9 +426,9 @@ def test_an_empty_ledger_is_an_empty_answer(kvtally: Call) -> None:
     [
         (
             "9999",
-            "the ledger has revision 9999, this kvtally knows 0002 (it was written by a newer kvtally: upgrade this",
+            f"the ledger has revision 9999, this kvtally knows {HEAD_REVISION} (it was written by a newer kvtally",
         ),
-        ("0000", "the ledger has revision 0000, this kvtally knows 0002 (run `kvtally ledger upgrade`)"),
+        ("0000", f"the ledger has revision 0000, this kvtally knows {HEAD_REVISION} (run `kvtally ledger upgrade`)"),
     ],
 )
 def test_a_ledger_of_another_version_is_left_alone(

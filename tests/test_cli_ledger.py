@@ -11,6 +11,7 @@ import pytest
 from tests.command_line import copied
 from tests.ledgers import HOUR, SKU, START, Deployment, FakeEngine, new_ledger, tell_story, url_of
 
+from kvtally.agent.ledger.columns import HEAD_REVISION
 from kvtally.agent.replica import About
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def test_info_tells_what_a_ledger_holds(kvtally: Call, demo_ledger: str) -> None
     path = Path(demo_ledger.removeprefix("sqlite:///"))
     assert found["path"] == str(path)
     assert found["bytes"] == path.stat().st_size
-    assert (found["revision"], found["currency"]) == ("0002", "USD")
+    assert (found["revision"], found["currency"]) == (HEAD_REVISION, "USD")
     assert (found["start"], found["end"]) == ("2026-11-23T04:46:46.962Z", "2026-11-23T04:48:20.962Z")
     assert (found["rows"]["engine_interval"], found["rows"]["charge"]) == (94, 0)
     (engine,) = (target for target in found["targets"] if target["kind"] == "engine")

@@ -187,16 +187,16 @@ def test_one_resource_without_a_price_makes_all_the_money_unknown() -> None:
         (
             REPLICA._replace(gpus=None, sku=None, mapping="two engines and two GPUs"),
             (
-                "replica mapping unknown (two engines and two GPUs): tokens and seconds are shown, money is not. Write "
-                'in kvtally.toml: engine = [{ url = "http://127.0.0.1:8000/metrics", gpus = ["GPU-…"] }]'
+                "replica mapping unknown (two engines and two GPUs): tokens and seconds are shown, money is not. Name "
+                'them in kvtally.toml, in the [[engine]] with url = "http://127.0.0.1:8000/metrics": gpus = ["GPU-…"]'
             ),
         ),
         (
             REPLICA._replace(name="127.0.0.1:8000/0/llama-8b", gpus=None),
             (
                 "replica mapping unknown (nothing says which GPUs this engine holds): tokens and seconds are shown, "
-                "money is not. Write in kvtally.toml: "
-                'engine = [{ url = "http://127.0.0.1:8000/metrics", gpus = ["GPU-…"] }]'
+                "money is not. Name them in kvtally.toml, in the [[engine]] with "
+                'url = "http://127.0.0.1:8000/metrics": gpus = ["GPU-…"]'
             ),
         ),
         (

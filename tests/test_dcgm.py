@@ -121,7 +121,7 @@ def test_an_energy_counter_beyond_32_bits_is_a_number() -> None:
 def test_older_names_and_labels_are_read() -> None:
     labels = 'gpu="3",UUID="GPU-a",device="nvidia3",Hostname="n1"'
     found = read(lines(("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS", labels, 4), ("DCGM_FI_DEV_SM_CLOCK", labels, 900)))
-    assert found["GPU-a"].attributes == {"index": "3", "mig": "0", "source": "dcgm"}
+    assert found["GPU-a"].attributes == {"index": "3", "mig": "0", "source": "dcgm", "host": "n1"}
     assert value(found["GPU-a"], "clock_reasons") == 4
 
 
@@ -152,6 +152,7 @@ def test_mig_instances_have_their_shares_and_the_gpu_has_what_is_left() -> None:
         "parent": "GPU-a",
         "share": "1/7",
         "source": "dcgm",
+        "host": "n1",
     }
     # 3g.20gb: 3/7 of the compute and 4/8 of the memory; 1 - 1/7 - 1/2 is left
     assert (large.attributes["share"], whole.attributes["share"]) == ("1/2", "5/14")

@@ -4,6 +4,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import pytest
@@ -11,6 +12,12 @@ import pytest
 from kvtally.agent import config_keys
 from kvtally.agent.cli import group
 from kvtally.agent.config import Config
+from kvtally.collectors.host_fields import HOST_FIELDS
+from kvtally.collectors.quantities import QUANTITIES
+from kvtally.collectors.registry import SOURCES
+
+if TYPE_CHECKING:
+    from kvtally.collectors.base import Kind
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("agent/**/*.md")])
@@ -37,6 +44,44 @@ COMMANDS = commands(group)
 def test_the_page_of_the_command_line_is_what_help_says() -> None:
     page = runpy.run_path(str(ROOT / "docs/cli.py"))["page"]
     assert page() == CLI, "run `just docs`"
+
+
+def test_the_page_of_what_is_read_is_what_the_tables_say() -> None:
+    page = runpy.run_path(str(ROOT / "docs/metrics.py"))["page"]
+    assert page() == (ROOT / "docs/metrics.md").read_text(encoding="utf-8"), "run `just docs`"
+
+
+def test_the_page_of_prometheus_and_opentelemetry_is_what_their_tables_say() -> None:
+    page = runpy.run_path(str(ROOT / "docs/observability.py"))["page"]
+    assert page() == (ROOT / "docs/observability.md").read_text(encoding="utf-8"), "run `just docs`"
+
+
+def test_no_table_of_what_is_read_is_empty_and_none_breaks() -> None:
+    """A pipe inside a cell is escaped: every line of a table has as many cells as its head."""
+    text = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    sections = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
+    for section in sections:
+        title = section.partition("\n")[0]
+        tables = [block.splitlines() for block in section.split("\n\n") if block.startswith("|")]
+        assert tables, title
+        for head, rule, *rows in tables:
+            cells = {len(re.findall(r"(?<!\\)\|", line)) for line in (head, rule, *rows)}
+            assert (len(cells), bool(rows)) == (1, True), title
+    titles = {section.partition("\n")[0] for section in sections}
+    assert {source.title for source in SOURCES.values()} | set(HOST_FIELDS) <= titles
+
+
+@pytest.mark.parametrize("kind", ["gpu", "filesystem", "process"])
+def test_every_quantity_of_this_host_has_a_source(kind: Kind) -> None:
+    of_kind = {"gpu": ("NVIDIA",), "process": ("An engine's processes",)}
+    others = tuple(each for names in of_kind.values() for each in names)
+    tables = [
+        table
+        for title, table in HOST_FIELDS.items()
+        if (title.startswith(of_kind[kind]) if kind in of_kind else not title.startswith(others))
+    ]
+    served = {row.quantity for table in tables for row in table}
+    assert served == {quantity.name for quantity in QUANTITIES[kind]}
 
 
 @pytest.mark.parametrize("words", COMMANDS)
@@ -92,7 +137,8 @@ def lines_to_type() -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for page in PAGES:
         text = re.sub(r"<!-- demo -->.*?<!-- /demo -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-        blocks = re.findall(r"^```(?:sh|console|bash)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        blocks = [block for language, block in fenced if language in {"", "sh", "console", "bash"}]
         spans = re.findall(r"(?<!`)`(kvtally [^`\n]+)`(?!`)", text)
         lines = [line for block in blocks if not block.startswith("Usage:") for line in block.splitlines()]
         parts = [part.strip() for line in (*lines, *spans) for part in line.split("&&")]

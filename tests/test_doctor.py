@@ -327,6 +327,32 @@ def test_a_gateway_that_is_told_of_no_cached_tokens_names_the_flag_of_vllm(
     assert target(out, "page:127.0.0.1:8002")["missing"] == []
 
 
+FRESH_MP = b"""\
+lmcache_mp_l1_memory_usage_bytes{backend="dram",l1_tag="_default"} 0.0
+lmcache_mp_event_bus_dropped_events_total 0.0
+"""
+
+
+def test_a_page_that_names_a_family_when_it_is_used_has_counted_nothing_yet(
+    doctor: Callable[..., tuple[int, str]],
+) -> None:
+    engine = Served(V032, "0.32.0", told=MODEL)
+    _, out = doctor(engine, beside(FRESH_MP, 'engines = ["{at0}"]'), beside(LMCACHE_MP, 'engines = ["{at0}"]'))
+    fresh, used = target(out, "page:127.0.0.1:8001"), target(out, "page:127.0.0.1:8002")
+    assert fresh["summary"].endswith(", nothing counted yet")
+    assert fresh["not_counted"] == []
+    assert "yet" not in used["summary"]
+    assert used["not_counted"]
+
+
+def test_of_sglang_reuse_is_counted_without_lookups(doctor: Callable[..., tuple[int, str]]) -> None:
+    _, out = doctor(Served(SGLANG, "0.5.10", told=MODEL))
+    found = target(out)
+    assert "hbm_tokens" in found["counted"]
+    assert "prefix_hit_tokens" in found["not_counted"]
+    assert "prefix_hit_tokens" not in {missing["what"] for missing in found["missing"]}
+
+
 def test_a_page_that_is_an_engines_or_nobodys_is_failed_with_what_to_do(
     doctor: Callable[..., tuple[int, str]],
 ) -> None:
@@ -458,7 +484,10 @@ def test_an_engine_with_all_that_savings_need_is_refused_nothing() -> None:
             HELD._replace(facts={}),
             [NVML],
             "no step law can be set up",
-            f'say where its config.json lies: engine = [{{ url = "{URL}", model_config = "/models/x/config.json" }}]',
+            (
+                "say where its config.json lies, in kvtally.toml, in the [[engine]] with "
+                f'url = "{URL}": model_config = "/models/x/config.json"'
+            ),
         ),
         (
             HELD._replace(gpus=None, mapping="two engines and two GPUs"),
@@ -574,7 +603,8 @@ def test_an_engine_whose_gpus_nobody_knows_says_what_to_write() -> None:
     (missing,) = found.missing
     assert (missing.what, found.state) == ("which GPUs it holds", "partial")
     assert missing.hint == (
-        'two engines and two GPUs. In kvtally.toml: engine = [{ url = "http://h:1/m", gpus = ["GPU-…"] }]'
+        'two engines and two GPUs. Name them in kvtally.toml, in the [[engine]] with url = "http://h:1/m": '
+        'gpus = ["GPU-…"]'
     )
     assert checked(Page("vllm", (vllm(),)), About(gpus=()))[0].missing == ()
 
@@ -589,8 +619,11 @@ def test_ranks_are_counted_and_a_restricted_page_is_said_so() -> None:
 def test_each_family_that_is_missing_says_what_is_lost() -> None:
     told = dict.fromkeys(("steps", "awake", "running_requests", "first_tokens", "prefill_ns", "prefix_hit_tokens"))
     found = checked(Page("vllm", (vllm(**told),)), HELD)[0]
-    assert {missing.what for missing in found.missing} == set(told)
+    # tokens by source tell of reuse: that lookups do not is no loss then
+    assert {missing.what for missing in found.missing} == set(told) - {"prefix_hit_tokens"}
     assert all(missing.costs for missing in found.missing)
+    told_by_nobody = checked(Page("vllm", (vllm(prefix_hit_tokens=None, hbm_tokens=None),)), HELD)[0]
+    assert "reuse is not counted" in {missing.costs for missing in told_by_nobody.missing}
     assert set(found.not_counted) == set(told)
     assert set(found.counted) == {quantity.name for quantity in QUANTITIES["engine"]} - set(told)
 
@@ -649,6 +682,11 @@ def test_other_sources_say_what_they_see_or_why_not() -> None:
     ]
     assert [(each.what, each.costs) for each in found[0].missing] == [("GPU-b gpm", "No permission")]
     assert found[3].not_counted == ("reads",)
+
+
+def test_one_process_is_one_process() -> None:
+    page = Page("processes", (reading("process", "127.0.0.1:8000", {}, processes=1.0),))
+    assert checked(Page("vllm", (vllm(),)), HELD, page)[-1].summary == "1 process"
 
 
 def test_the_parts_of_a_tree_count_as_counted() -> None:

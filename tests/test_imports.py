@@ -8,8 +8,8 @@ import pytest
 
 # Each costs tens of milliseconds or megabytes: it belongs inside the function that needs it
 HEAVY = {
-    *("alembic", "asyncio", "click", "numpy", "opentelemetry", "psutil", "psycopg", "pynvml", "rich", "sqlalchemy"),
-    *("sqlite3", "ssl", "tomllib", "urllib3"),
+    *("alembic", "asyncio", "click", "google", "http", "numpy", "opentelemetry", "prometheus_client", "psutil"),
+    *("psycopg", "pynvml", "requests", "rich", "sqlalchemy", "sqlite3", "ssl", "tempfile", "tomllib", "urllib3"),
 }
 NO_WORK = HEAVY - {"click"} | {"msgspec"}  # a page of help reads no config and no ledger
 COLLECTORS = sorted(path.stem for path in (Path(__file__).parents[1] / "collectors").glob("[a-z]*.py"))
@@ -19,12 +19,15 @@ CASES = {
     "the config without a file": ("from kvtally.agent.config import load; load(None, {}, ())", HEAVY),
     "the collectors": ("; ".join(f"import kvtally.collectors.{name}" for name in COLLECTORS), HEAVY),
     "the daemon": ("import kvtally.agent.daemon, kvtally.agent.discovery", HEAVY - {"sqlite3"}),
+    "what serves /metrics": ("import kvtally.agent.metrics_server, kvtally.agent.exporting", HEAVY | {"sqlite3"}),
+    "a daemon that serves nothing": ("import kvtally.agent.daemon", {"kvtally.agent.metrics_server", "socketserver"}),
+    "the figures of /metrics": ("import kvtally.agent.cli.export_live, kvtally.agent.export.prometheus", {"requests"}),
     "what settles hours": ("import kvtally.agent.settlement, kvtally.agent.child", {"numpy", "rich"}),
     **{
         f"kvtally {line}": (f"from kvtally.agent.cli import main; main({line.split()})", NO_WORK)
         for line in (
             *("--help", "run --help", "cost --help", "savings --help", "calibrate --help", "doctor --help"),
-            *("rates add --help", "ledger settle --help"),
+            *("rates add --help", "ledger settle --help", "export otlp --help"),
         )
     },
     "what prints no table": ("from kvtally.agent.cli import main; main(['demo', '--format', 'csv'])", {"rich"}),

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.ledgers import HOUR, SECOND, START, Deployment, FakeEngine, new_ledger, reader_of
 
-from kvtally.agent.kin import kin_of
+from kvtally.agent.kin import _missing, kin_of
+from kvtally.agent.ledger.read import Target, replica_of
 from kvtally.agent.replica import About
 from kvtally.collectors.base import Reading
 from kvtally.collectors.quantities import QUANTITIES
@@ -67,6 +68,38 @@ def serve(
 
 def sums(spans: tuple[CacheSpan, ...], name: str) -> int:
     return sum(getattr(one, name) or 0 for one in spans)
+
+
+@pytest.mark.parametrize(
+    ("replica", "text", "hint"),
+    [
+        ({}, "vLLM ? does not tell steps", "vLLM 0.16 and later count what the savings need"),
+        ({"version": "0.12.0"}, "vLLM 0.12.0 does not tell steps", "vLLM 0.16 and later count what the savings need"),
+        (
+            {"engine": "sglang", "version": "0.5.23"},
+            "SGLang 0.5.23 does not tell steps: this engine does not count what the savings need",
+            "",
+        ),
+        (
+            {"engine": "tensorrt-llm"},
+            "TensorRT-LLM does not tell steps: this engine does not count what the savings need",
+            "",
+        ),
+        ({"engine": "else"}, "else does not tell steps: this engine does not count what the savings need", ""),
+    ],
+)
+def test_what_is_missing_is_said_of_the_engine_that_it_is(replica: dict[str, str], text: str, hint: str) -> None:
+    attributes = {"model": "m", **replica}
+    found = _missing(["steps"], replica_of(Target(1, "engine", FIRST, attributes, ())))
+    assert (found.text, found.hint, found.refuses) == (text, hint, True)
+
+
+def test_a_setting_of_an_engine_is_words_that_hold_whatever_the_file_has_already() -> None:
+    def told(kind: str) -> str:
+        return replica_of(Target(1, "engine", FIRST, {"engine": kind}, ())).in_config("x = 1")
+
+    assert told("vllm") == 'in kvtally.toml, in the [[engine]] with url = "http://10.0.0.1:8000/metrics": x = 1'
+    assert '"http://10.0.0.1:8000/prometheus/metrics": x = 1' in told("tensorrt-llm")
 
 
 def test_a_server_of_two_engines_is_shared_by_what_each_loaded_and_stored(tmp_path: Path) -> None:

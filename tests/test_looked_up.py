@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -7,12 +8,16 @@ import pytest
 from tests.ledgers import HOUR, SECOND, START, Deployment, FakeEngine, new_ledger, rate, reader_of
 
 from kvtally.agent.accounts import Payment, Window
+from kvtally.agent.explain import explained
+from kvtally.agent.ledger.read import Target, replica_of
 from kvtally.agent.rates import RateBook
 from kvtally.agent.render.answer import tiers_line
 from kvtally.agent.render.cost import cost_table
+from kvtally.agent.render.savings import savings_table
 from kvtally.agent.replica import About
 from kvtally.agent.report import cost_report
-from kvtally.agent.savings_report import Group, group_json
+from kvtally.agent.report.fold import _unknown_loading
+from kvtally.agent.savings_report import Group, group_json, savings_report
 from kvtally.agent.settlement import settle
 from kvtally.agent.valuing import Valued
 from kvtally.agent.worth import NOTHING
@@ -36,13 +41,33 @@ class Server(FakeEngine):
         super().__init__("10.0.0.9:8180/lmcache_mp")
         self.attributes = {"engines": "10.0.0.1:8000,10.0.0.2:8000"}
         self.tells = tells
-        self.found = {"dram_hit_tokens": 0.0, "disk_hit_tokens": 0.0}
+        self.found: dict[str, float] = {"dram_hit_tokens": 0.0, "disk_hit_tokens": 0.0}
 
     def reading(self) -> Reading:
         told = self.found if self.tells else {}
         return Reading(
             "cache", self.name, self.attributes, tuple(told.get(q.name) for q in QUANTITIES["cache"]), self.epoch
         )
+
+
+NAMED = ("step_tokens_le_1", "admitted_disk_tokens", "admitted_host_tokens", "admitted_unspecified_tokens", "more")
+
+
+class Naming(FakeEngine):
+    """An engine that names the tiers of the tokens that it admits."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        super().__init__(name)
+        self.attributes |= {"engine": kind} if kind else {}
+        self.admitted = [0.0, 0.0, 0.0]
+
+    def admit(self, tokens: tuple[int, int, int]) -> None:
+        self.admitted = [before + more for before, more in zip(self.admitted, tokens, strict=True)]
+
+    def reading(self) -> Reading:
+        host, disk, unspecified = self.admitted
+        details = (self.counts["steps"], disk, host, unspecified, self.counts["steps"])
+        return super().reading()._replace(detail_names=NAMED, details=details)
 
 
 def ledger(
@@ -54,10 +79,15 @@ def ledger(
     tells: bool = True,
     watched_from: int = 0,
     connector: str = "LMCacheMPConnector",
+    admits: tuple[int, int, int] | None = None,
+    kind: str = "",
 ) -> str:
-    """Each tick the two engines load so many tokens, and the server finds so many in DRAM and on disk."""
+    """Each tick the two engines load so many tokens, and the server finds so many in DRAM and on disk.
+
+    `admits`: so many of the first engine's are said to come from the host, from disk and from no named tier.
+    """
     path, server = new_ledger(folder), Server(tells=tells)
-    engines = [FakeEngine(name) for name in ENGINES]
+    engines = [FakeEngine(ENGINES[0]) if admits is None else Naming(ENGINES[0], kind), FakeEngine(ENGINES[1])]
     abouts = {one.name.partition("/")[0]: About(gpus=(), facts={"connector": connector}) for one in engines}
     deployment = Deployment(path, abouts, interval_seconds=seconds)
     deployment.scrape(START, [*engines, server] if watched_from == 0 else engines)
@@ -66,6 +96,8 @@ def ledger(
             engine.serve(computed=1000, hbm=200, generated=10, steps=10)
             engine.counts["external_tokens"] += tokens
             engine.counts["prompt_tokens"] += tokens
+            if isinstance(engine, Naming) and admits is not None:
+                engine.admit(admits)
         server.found["dram_hit_tokens"] += found[0]
         server.found["disk_hit_tokens"] += found[1]
         watched = [server] if number >= watched_from else []
@@ -124,6 +156,143 @@ def test_where_lookups_cannot_tell_nothing_is_parted(tmp_path: Path, more: dict[
     assert cached(group)[:3] == (None, None, None)
     assert group["tokens"]["cached"]["external"] > 0
     assert group["basis"]["tiers"] is None
+
+
+def savings(path: str, end_ns: int = START + HOUR) -> dict[str, Any]:
+    with closing(reader_of(path)) as reader:
+        report = savings_report(reader, Window(START, end_ns), (), RateBook(PRICES), Payment())
+    return dict(report.as_json()["groups"][0])
+
+
+@pytest.mark.parametrize("kind", ["", "sglang"])
+def test_what_the_engine_names_is_its_own_to_tell_in_costs_and_savings_alike(tmp_path: Path, kind: str) -> None:
+    # three parts from the host and one from disk, of 1,200; the server would say all is on disk
+    path = ledger(tmp_path, found=(0, 4000), admits=(30, 10, 0), kind=kind)
+    (cost,), saved = groups(path), savings(path)
+    assert cached(cost) == (900, 300, 0, 0)
+    assert cost["basis"]["tiers"] == saved["basis"]["tiers"] == "MEASURED"
+    assert saved["reused_tokens"] == cost["tokens"]["cached"]
+    assert saved["status"] == "insufficient_data"
+
+
+def test_an_engine_that_names_tiers_needs_no_minute_and_no_cache(tmp_path: Path) -> None:
+    path = ledger(tmp_path, ((400, 0),), seconds=20, tells=False, admits=(400, 0, 0), kind="sglang")
+    (cost,) = groups(path)
+    assert cached(cost) == (400, 0, 0, 0)
+    assert savings(path)["reused_tokens"] == cost["tokens"]["cached"]
+
+
+def test_of_what_the_engine_leaves_open_lookups_may_tell(tmp_path: Path) -> None:
+    # half of 1,200 is of no named tier, and of these the server tells
+    path = ledger(tmp_path, found=(0, 4000), admits=(100, 0, 100))
+    (cost,) = groups(path)
+    assert cached(cost) == (600, 600, 0, 0)
+    assert cost["basis"]["tiers"] == "MODELLED"
+    assert savings(path)["reused_tokens"] == cost["tokens"]["cached"]
+    assert savings(path)["basis"]["tiers"] == "MODELLED"
+
+
+def test_a_settled_hour_has_the_tiers_that_its_engine_names(tmp_path: Path) -> None:
+    path = ledger(tmp_path, found=(0, 4000), admits=(30, 10, 0), kind="sglang")
+    with closing(reader_of(path)) as reader:
+        settle(reader, START, RateBook(PRICES), Payment(), values=[])
+    (cost,) = groups(path)
+    assert cached(cost) == (900, 300, 0, 0)
+    assert savings(path)["reused_tokens"] == cost["tokens"]["cached"]
+
+
+def test_where_an_engines_own_details_are_gone_no_lookups_stand_in_for_them(tmp_path: Path) -> None:
+    path = ledger(tmp_path, admits=(30, 10, 0), kind="sglang")
+    with closing(reader_of(path)) as reader:
+        settle(reader, START, RateBook(PRICES), Payment(), values=[])
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM engine_interval")
+    (cost,) = groups(path)
+    assert cached(cost) == (None, None, None, 1200)
+
+
+def test_savings_without_a_law_have_the_tiers_of_lookups_too(tmp_path: Path) -> None:
+    path = ledger(tmp_path)
+    saved = savings(path)
+    assert saved["reused_tokens"] == groups(path)[0]["tokens"]["cached"]
+    assert saved["reused_tokens"]["disk"] == 300
+    assert saved["basis"]["tiers"] == "MODELLED"
+    assert saved["tiers_untold"] is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "counters"),
+    [
+        (
+            "sglang",
+            [
+                "sglang:prompt_tokens_total",
+                "sglang:prompt_tokens_total less sglang:cached_tokens_total",
+                'sglang:cached_tokens_total{cache_source="device"}',
+                'sglang:cached_tokens_total{cache_source="host"}',
+                "steps",
+            ],
+        ),
+        ("another", ["prompt_tokens", "computed_tokens", "hbm_tokens", "admitted_host_tokens", "steps"]),
+        (
+            "",
+            [
+                "vllm:prompt_tokens_total",
+                'vllm:prompt_tokens_by_source_total{source="local_compute"}',
+                'vllm:prompt_tokens_by_source_total{source="local_cache_hit"}',
+                'vllm:prompt_tokens_cached_by_source_total{source="host"}',
+                "vllm:iteration_tokens_total_count",
+            ],
+        ),
+    ],
+)
+def test_an_explanation_names_the_counters_of_the_engine_that_it_is_of(
+    tmp_path: Path, kind: str, counters: list[str]
+) -> None:
+    path = ledger(tmp_path, admits=(30, 10, 0), kind=kind)
+    with closing(reader_of(path)) as reader, reader.snapshot():
+        report = savings_report(reader, Window(START, START + HOUR), ("replica",), RateBook(PRICES), Payment())
+        first = explained(reader, report)[0]
+    assert first["by"] == {"replica": ENGINES[0]}
+    shown = {one["counter"] for one in first["inputs"]["counters"]}
+    assert set(counters) <= shown
+    assert kind == "" or not any("vllm" in counter for counter in shown)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("sglang", "nothing tells whether SGLang waits for what it loads"),
+        ("", f'name it in kvtally.toml, in the [[engine]] with url = "http://{ENGINES[0][:-2]}/metrics": connector = '),
+    ],
+)
+def test_only_of_vllm_a_connector_is_asked_for(kind: str, reason: str) -> None:
+    found = str(_unknown_loading(replica_of(Target(1, "engine", ENGINES[0], {"engine": kind}, ()))))
+    assert reason in found
+    assert kind == "" or "connector" not in found
+
+
+def test_reasons_of_a_group_of_several_name_the_replicas(tmp_path: Path) -> None:
+    path = ledger(tmp_path)
+    (reason,) = [text for text in savings(path)["reasons"] if "how long the engine worked" in text]
+    assert reason.startswith(f"{ENGINES[0]}, {ENGINES[1]}: nothing tells how long")
+    with closing(reader_of(path)) as reader:
+        report = savings_report(reader, Window(START, START + HOUR), ("replica",), RateBook(PRICES), Payment())
+    assert any(text.startswith("nothing tells how long") for text in report.as_json()["groups"][0]["reasons"])
+
+
+def test_savings_say_that_a_window_is_too_short_for_lookups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = ledger(tmp_path, ((400, 0),), seconds=59)
+    assert savings(path)["tiers_untold"] == "the window is shorter than 60 s"
+    with closing(reader_of(path)) as reader:
+        report = savings_report(reader, Window(START, START + HOUR), (), RateBook(PRICES), Payment())
+    savings_table(report.as_json())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "which of dram, disk and p2p served them is not told: the window is shorter than 60 s" in shown
+
+
+def test_a_cache_that_tells_no_tiers_is_not_told_to_want_a_longer_window(tmp_path: Path) -> None:
+    assert savings(ledger(tmp_path, ((400, 0),), seconds=59, tells=False))["tiers_untold"] is None
 
 
 def test_loads_of_an_lmcache_server_are_no_stall_named_or_not(tmp_path: Path) -> None:

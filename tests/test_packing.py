@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtally.agent.ledger.packing import packed, unpacked
+from kvtally.agent.ledger.packing import chosen, packed, unpacked
 
 
 def test_unknown_details_stay_unknown() -> None:
@@ -40,6 +40,19 @@ def test_a_gap_of_more_than_127_positions_takes_two_bytes() -> None:
 @given(st.lists(st.integers(0, 2**70) | st.just(0), max_size=200))
 def test_what_is_packed_unpacks(differences: list[int]) -> None:
     assert unpacked(packed(differences), len(differences)) == tuple(differences)
+
+
+@given(st.lists(st.integers(0, 2**70) | st.just(0), min_size=1, max_size=60), st.data())
+def test_some_positions_are_told_as_when_all_are_unpacked(differences: list[int], data: st.DataObject) -> None:
+    positions = sorted(data.draw(st.sets(st.integers(0, len(differences) - 1))))
+    assert chosen(packed(differences), positions) == tuple(differences[position] for position in positions)
+
+
+def test_of_unknown_details_and_of_positions_behind_their_end_nothing_is_told() -> None:
+    assert chosen(None, [0, 5]) == (0, 0)
+    assert chosen(packed((7, 0, 3)), [0, 5]) == (7, 0)
+    # what is behind the last position asked for is not even read: here it would be no number at all
+    assert chosen(bytes([1, 7, 1, 0x80]), [0]) == (7,)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class Book:
         for reading, interval, state, found in batch:
             key = (reading.kind, reading.name)
             before = self.states.get(key)
-            if interval is None or interval.flags & BORN:
+            if interval is None or interval.began_ns == interval.start_ns:
                 assert before is None, "a first scrape of what the ledger knows"
             else:
                 assert before is not None
@@ -208,6 +208,70 @@ def test_an_engine_older_than_this_run_or_of_unknown_age_only_opens(book: Book, 
     run.tick([failed(0)])
     run.tick([ok(5, engine(epoch=epoch, prompt_tokens=40.0))])
     assert book.intervals == []
+
+
+def lmcache(name: str = "a/lmcache", **counts: float) -> Reading:
+    values = tuple(counts.get(quantity.name) for quantity in CACHE)
+    return Reading("cache", name, {"cache": "lmcache"}, values, 50.0)
+
+
+def replica(name: str, prompt_tokens: float) -> Reading:
+    return engine(f"a/0/{name}", prompt_tokens=prompt_tokens)._replace(attributes={"replica": name})
+
+
+def stored(book: Book, name: str = "a/lmcache") -> list[tuple[int, int | None]]:
+    """Seconds after the start from which, and tokens that a cache stored."""
+    at = index("cache", "stored_tokens")
+    return [
+        ((interval.start_ns - STARTED) // SECOND, interval.values[at])
+        for key, interval in book.intervals
+        if key == ("cache", name)
+    ]
+
+
+@pytest.mark.parametrize("before", [Scrape("page", STARTED, 0.0, (), "no_data", "nothing yet"), ok(0, engine())])
+def test_a_cache_that_its_page_did_not_show_before_has_counted_everything_since(book: Book, before: Scrape) -> None:
+    run = pipeline(book)
+    run.tick([before])
+    run.tick([ok(5, lmcache(stored_tokens=4096.0))._replace(source=before.source)])
+    assert stored(book) == [(0, 4096)]
+    assert book.intervals[-1][1].values[index("cache", "loaded_tokens")] is None
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        Scrape("page", STARTED, 0.0, (), "failed", "no answer"),
+        Scrape("another", STARTED, 0.0, (), "no_data", "nothing yet"),
+        # of one alone on its page the name does not say which it is
+        ok(0, lmcache("a", stored_tokens=1000.0))._replace(source="page"),
+        ok(0, lmcache("a/lmcache/one", stored_tokens=1000.0))._replace(source="page"),
+    ],
+)
+def test_a_cache_that_may_have_counted_unseen_only_opens(book: Book, before: Scrape) -> None:
+    run = pipeline(book)
+    run.tick([before])
+    run.tick([ok(5, lmcache(stored_tokens=4096.0))._replace(source="page")])
+    assert stored(book) == []
+    run.tick([ok(10, lmcache(stored_tokens=5000.0))._replace(source="page")])
+    assert stored(book) == [(5, 904)]
+
+
+def test_a_cache_that_appears_while_the_ledger_cannot_be_written_counts_whole_later(book: Book) -> None:
+    run = pipeline(book)
+    run.tick([ok(0, engine())])
+    book.full = True
+    run.tick([ok(5, engine(), lmcache(stored_tokens=4096.0))])
+    book.full = False
+    run.tick([ok(10, engine(), lmcache(stored_tokens=5000.0))])
+    assert stored(book) == [(0, 5000)]
+
+
+def test_a_replica_of_rays_that_comes_while_its_node_is_watched_counts_from_then_on(book: Book) -> None:
+    run = pipeline(book)
+    run.tick([ok(0, replica("one", 700.0))])
+    run.tick([ok(5, replica("one", 900.0), replica("two", 300.0))])
+    assert (book.counted("a/0/one"), book.counted("a/0/two")) == ([200], [300])
 
 
 def test_duplicate_and_late_scrapes_are_dropped_and_lose_nothing(book: Book) -> None:

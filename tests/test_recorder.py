@@ -153,6 +153,9 @@ class FakeGpus:
     def compute_pids(self) -> dict[str, list[int]]:
         return {UUIDS[1]: [os.getpid()]}
 
+    def minor_numbers(self) -> dict[str, int]:
+        return {}
+
     def close(self) -> None:
         self.is_open = False
 

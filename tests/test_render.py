@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import re
 from copy import deepcopy
 from decimal import Decimal
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from tests.command_line import isolate
 
 from kvtally.agent.price import nano_to_text
-from kvtally.agent.render.comma_separated import lines_of, rows_of
+from kvtally.agent.render.comma_separated import COST_COLUMNS, lines_of, rows_of
 from kvtally.agent.render.cost import cost_table
 from kvtally.agent.render.listing import doctor_table
 from kvtally.agent.render.numbers import amount, between, count, seconds, share
@@ -411,6 +413,51 @@ def test_csv_of_an_answer_has_what_is_common_on_every_line() -> None:
     assert "findings" not in lines[0]
 
 
+def test_the_columns_of_a_cost_report_do_not_depend_on_what_is_known() -> None:
+    whole = several()
+    unpriced = {**whole["groups"][0], "cost": None, "orphan_holding": None, "cost_per_million": None}
+    unpriced |= {"prefill_share": None, "engine_seconds_intervals": dict.fromkeys(("prefill", "decode"))}
+    headers = {
+        rows_of({**whole, "groups": groups}).splitlines()[0]
+        for groups in (whole["groups"], [unpriced], [*whole["groups"], unpriced], [GROUP])
+    }
+    (header,) = headers
+    columns = header.split(",")
+    assert columns[:5] == ["window.start", "window.end", "window.covered_seconds", "currency", "by.model"]
+    assert columns[5:] == list(COST_COLUMNS)
+    assert len(set(columns)) == len(columns)
+    (row,) = csv.DictReader(io.StringIO(rows_of({**whole, "groups": [unpriced]})))
+    assert {row[column] for column in columns if column.startswith("cost")} == {""}
+
+
+def test_no_key_of_a_group_is_without_its_column() -> None:
+    """A key that has parts where it is known is a column by its parts alone."""
+    found = lines_of([GROUP]).splitlines()[0].split(",")
+    parted = {column.rpartition(".")[0] for column in COST_COLUMNS}
+    assert [column for column in found if not column.startswith("by.") and column not in {*COST_COLUMNS, *parted}] == []
+
+
+@pytest.mark.parametrize(
+    ("coverage", "count", "told"),
+    [
+        (1.0, 1, "94.0 s covered\n"),
+        (0.9999, 1, "94.0 s covered\n"),
+        (None, 1, "94.0 s covered\n"),
+        (0.932, 1, "94.0 s covered, 93.2% of the scrapes\n"),
+        (0.932, 2, "94.0 s covered, at least 93.2% of the scrapes\n"),
+    ],
+)
+def test_the_header_says_how_much_of_the_time_was_scraped(
+    coverage: float | None, count: int, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    whole = several()
+    first = {**whole["groups"][0], "coverage": coverage}
+    rest = [{**group, "coverage": 1.0} for group in whole["groups"][1:count]]
+    cost_table({**whole, "groups": [first, *rest]})
+    assert capsys.readouterr().out.startswith(f"2026-11-23T04:46:46.962Z to 2026-11-23T04:48:20.962Z, {told}")
+
+
 def test_a_recording_without_a_gpu_or_a_version_still_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     banner({"engine": "vllm", "gpus": []}, 60 * 10**9, 1_795_406_400 * 10**9)
     banner({}, 1_400_000_000, 0)
@@ -438,6 +485,7 @@ def test_progress_gives_what_the_task_gives_and_nothing_to_stdout(capsys: pytest
 
 
 def test_a_doctor_that_found_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    target = {"target": "engine", "state": "failed", "summary": "none", "missing": [], "hint": ""}
+    target: dict[str, Any] = {"target": "engine", "state": "failed", "summary": "none", "missing": [], "hint": ""}
+    target |= {"savings": None, "counted": [], "not_counted": [], "warnings": []}
     doctor_table({"targets": [target], "metered_engines": 0, "verdict": "Nothing can be metered here yet."})
     assert capsys.readouterr().out == "failed  engine  none\nNothing can be metered here yet.\n"

@@ -257,3 +257,13 @@ def test_a_gpu_that_is_cut_is_held_by_nobody_as_a_whole() -> None:
     assert one.attributes["mapping"] == "GPU-a is cut into MIG instances: name the one that it holds, MIG-…"
     *_, one = describer([whole._replace(attributes={"sku": H100, "mig": "0"}), engine()])
     assert (one.attributes["gpus"], one.attributes["mapping"]) == ("GPU-a", "config")
+
+
+def test_gpus_of_replicas_that_answer_as_the_same_rank_are_told_by_nothing() -> None:
+    about = About(gpus=("GPU-a", "GPU-b"), per_replica=1, mapping="config")
+    names = ("host:8000/0/x2kq8", "host:8000/0/z9")
+    for one in described(about, *names).values():
+        assert "gpus" not in one
+        assert one["mapping"] == "2 engines of one page answer as rank 0: nothing tells which of its GPUs each has"
+    (alone,) = described(about._replace(gpus=("GPU-a",)), names[0]).values()
+    assert alone["gpus"] == "GPU-a"

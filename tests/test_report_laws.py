@@ -53,10 +53,11 @@ class PlainEngine(FakeEngine):
 
 
 class WithCache(FakeEngine):
-    """The page of an outer cache tier."""
+    """The page of an outer cache tier that does not tell how many tokens it loads."""
 
     def reading(self) -> Reading:
-        return Reading("cache", "127.0.0.1:8000/0", {"cache": "lmcache"}, (0.0,) * len(QUANTITIES["cache"]))
+        values = tuple(None if one.name == "loaded_tokens" else 0.0 for one in QUANTITIES["cache"])
+        return Reading("cache", "127.0.0.1:8000/0", {"cache": "lmcache"}, values)
 
 
 def told(

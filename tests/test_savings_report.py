@@ -100,7 +100,7 @@ UNKNOWN = [
         About(mapping="no process of it is found here", facts=FACTS),
         SKU,
         "replica mapping unknown (no process of it is found here)",
-        'engine = [{ url = "http://10.0.0.1:8000/metrics", gpus = ["GPU-…"] }]',
+        'in kvtally.toml, in the [[engine]] with url = "http://10.0.0.1:8000/metrics": gpus = ["GPU-…"]',
         id="no mapping",
     ),
     pytest.param(

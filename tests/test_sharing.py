@@ -76,6 +76,15 @@ def test_an_engine_between_two_processes_leaves_its_gpu_to_whoever_took_it() -> 
     assert sharing.parts(two, 20, 30) == [Part(20, 30, Fraction(1))]
 
 
+def test_engines_that_restart_together_are_charged_for_one_gpu_between_their_processes() -> None:
+    one, two = replica(ONE, "GPU-a"), replica(TWO, "GPU-a")
+    rows = [(one, row(0, 10)), (one, row(10, 50, began_ns=40)), (two, row(0, 10)), (two, row(10, 50, began_ns=30))]
+    sharing = Sharing(rows)
+    # neither runs until 30, then the second alone until 40
+    assert sharing.parts(one, 0, 50) == [Part(0, 30, HALF), Part(30, 40, Fraction(0)), Part(40, 50, HALF)]
+    assert sharing.parts(two, 0, 50) == [Part(0, 30, HALF), Part(30, 40, Fraction(1)), Part(40, 50, HALF)]
+
+
 def test_two_engines_on_one_mig_instance_part_its_share() -> None:
     one, two = (replica(name, "MIG-a", slices=Fraction(1, 7)) for name in (ONE, TWO))
     sharing = Sharing([(one, row(0, 10)), (two, row(0, 10))])
@@ -97,6 +106,7 @@ def test_where_no_two_engines_name_a_gpu_nothing_is_shared() -> None:
             st.sets(st.sampled_from("abc"), min_size=1),
             st.integers(0, 30),
             st.integers(1, 20),
+            st.none() | st.integers(0, 20),
         ),
         min_size=1,
         max_size=8,
@@ -104,15 +114,15 @@ def test_where_no_two_engines_name_a_gpu_nothing_is_shared() -> None:
     st.integers(0, 49),
 )
 def test_at_any_instant_those_that_hold_a_gpu_are_charged_for_one(
-    held: Sequence[tuple[str, set[str], int, int]], at: int
+    held: Sequence[tuple[str, set[str], int, int, int | None]], at: int
 ) -> None:
     rows: list[tuple[Replica, EngineRow]] = []
     gpus: dict[str, tuple[str, ...]] = {}
     reached: dict[str, int] = {}
-    for name, letters, gap, length in held:
+    for name, letters, gap, length, began in held:
         start = reached.get(name, 0) + gap
         own = gpus.setdefault(name, tuple(sorted(f"GPU-{letter}" for letter in letters)))
-        rows.append((replica(name, *own), row(start, start + length)))
+        rows.append((replica(name, *own), row(start, start + length, None if began is None else start + began)))
         reached[name] = start + length
     sharing = Sharing(rows)
     here = {one.name: one for one, interval in rows if interval.start_ns <= at < interval.end_ns}

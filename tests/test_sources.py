@@ -355,16 +355,32 @@ def connected(**connectors: str) -> tuple[Engine, ...]:
     )
 
 
+def test_only_an_engine_whose_connector_nobody_knows_is_guessed_at() -> None:
+    with serve(LMCACHE_MP) as server:
+        sources = Sources(config_of(), None)
+        seen = found(pid=1)  # its whole command line is to be seen, and names no connector
+        assert sources.take(look_of(seen, pages=(beside(server, "lmcache_mp"),)))
+        assert sources.pages[0].collect()[0].attributes.get("engines") is None
+        hidden = seen._replace(url="http://127.0.0.1:8001/metrics", name="127.0.0.1:8001", tensor_parallel=None)
+        assert sources.take(look_of(seen, hidden, pages=(beside(server, "lmcache_mp"),)))
+        assert sources.pages[0].collect()[0].attributes["engines"] == "127.0.0.1:8001"
+        sources.close()
+
+
 @pytest.mark.parametrize(
     ("connectors", "served"),
     [
         ({"a": "LMCacheMPConnector", "b": "NixlConnector", "c": ""}, "a"),
-        ({"a": "LMCacheConnectorV1", "b": "", "c": "MultiConnector"}, "b,c"),
+        ({"b": "LMCacheMPConnector", "a": "LMCacheMPConnector"}, "a,b"),
+        ({"a": "LMCacheConnectorV1", "b": "", "c": "NixlConnector"}, "b"),
+        ({"a": "LMCacheConnectorV1", "b": "MultiConnector"}, "b"),
+        # of two that may be meant, a guess would split the tokens of one by the lookups of the other
+        ({"a": "LMCacheConnectorV1", "b": "", "c": "MultiConnector"}, None),
         ({"a": "LMCacheMPConnector", "b": "LMCacheMPConnector"}, "a,b"),
         ({"a": "NixlConnector"}, None),
     ],
 )
-def test_a_cache_that_is_found_serves_the_engines_whose_connector_is_its_own_or_not_known(
+def test_a_cache_that_is_found_serves_the_engines_whose_connector_is_its_own_or_else_the_only_one_not_known(
     connectors: dict[str, str], served: str | None
 ) -> None:
     with serve(LMCACHE_MP) as server:

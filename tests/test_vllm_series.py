@@ -63,10 +63,6 @@ def of_replica(replica: str, worker: str) -> str:
     return ray("0.26.0", suffixed=True, plain=True, labels=labels).partition("\n")[2]
 
 
-def test_a_single_replica_of_a_node_has_no_id_in_its_name() -> None:
-    assert names(mapper(), of_replica("x2kq8", "0a1b")) == {"node:8080/0": 1049}
-
-
 @pytest.mark.parametrize(
     ("replicas", "expected"),
     [
@@ -81,11 +77,18 @@ def test_several_replicas_of_a_node_are_several_engines(
     assert names(mapper(), body) == dict.fromkeys(expected, 1049)
 
 
-def test_a_replica_that_is_left_alone_keeps_its_id_so_that_a_name_never_means_two() -> None:
+@pytest.mark.parametrize(("replica", "name"), [("x2kq8", "node:8080/0/x2kq8"), ("", "node:8080/0/0a1b")])
+def test_a_replica_has_its_id_in_its_name_also_alone_so_that_a_name_never_means_two(replica: str, name: str) -> None:
+    alone = of_replica(replica, "0a1b")
+    assert list(names(mapper(), alone)) == [name]
     node = mapper()
-    both = of_replica("x2kq8", "0a1b") + of_replica("z9", "7c")
-    assert len(names(node, both)) == 2
-    assert list(names(node, of_replica("z9", "7c"))) == ["node:8080/0/z9"]
+    assert len(names(node, alone + of_replica("z9", "7c"))) == 2
+    assert list(names(node, alone)) == [name]
+
+
+def test_another_model_on_a_node_of_rays_leaves_the_names_as_they_are() -> None:
+    other = of_replica("z9", "7c").replace('model_name="', 'model_name="another-')
+    assert set(names(mapper(), of_replica("x2kq8", "0a1b") + other)) == {"node:8080/0/x2kq8", "node:8080/0/z9"}
 
 
 def test_counters_that_ray_adds_up_over_a_node_go_with_the_histograms_of_its_workers() -> None:

@@ -214,7 +214,7 @@ def test_a_counter_of_ray_is_read_once_whichever_way_it_is_shown(
     body = ray(version, suffixed=suffixed, plain=plain, labels='WorkerId="0a1b"', prefix=prefix)
     reading, *_ = read(body, None)
     assert values(reading) == expected(version) | {"preemptions": None}
-    assert (reading.name, reading.epoch, reading.attributes["replica"]) == ("host:8000/0", None, "0a1b")
+    assert (reading.name, reading.epoch, reading.attributes["replica"]) == ("host:8000/0/0a1b", None, "0a1b")
 
 
 # -- blocks or tokens

@@ -23,6 +23,7 @@ from kvtally.agent.explain.money import money_json
 from kvtally.agent.explain.pieces import taken_apart
 from kvtally.agent.explain.request import worked_request
 from kvtally.agent.explain.tiers import tiers_json
+from kvtally.agent.facts import VLLM
 from kvtally.agent.finding import utc_text
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.savings import EXACTLY_NOTHING, parts_of
@@ -59,7 +60,7 @@ def _group(
         "by": group.by,
         "status": group.status,
         "reasons": [str(reason) for reason in group.reasons],
-        "inputs": inputs_json(reader, pieces, _settled_sums(reader, group, apart)),
+        "inputs": inputs_json(reader, pieces, _settled_sums(reader, group, apart), _engines(group)),
         "gone": _gone(group, apart),
         **dict.fromkeys(("figure", "classes", "request", "laws", "errors", "tiers", "money")),
     }
@@ -175,6 +176,11 @@ def _gone(group: Group, apart: Apart) -> dict[str, Any] | None:
         f"values, and no request of theirs can be worked out{hint}"
     )
     return {"hours": len(hours), "first": utc_text(hours[0]), "until": utc_text(hours[-1] + HOUR_NS), "words": words}
+
+
+def _engines(group: Group) -> set[str]:
+    """What its engines are."""
+    return {one.replica.engine for one in group.facts if one.replica is not None} or {VLLM}
 
 
 def _settled_sums(reader: LedgerReader, group: Group, apart: Apart) -> dict[str, int | None]:

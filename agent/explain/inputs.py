@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kvtally.agent.facts import VLLM
 from kvtally.agent.finding import utc_text
 from kvtally.agent.ledger.raw_counters import raw_counters
 from kvtally.collectors.quantities import QUANTITIES
+from kvtally.collectors.registry import SOURCES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from kvtally.agent.explain.pieces import Piece
     from kvtally.agent.ledger.read import LedgerReader
+    from kvtally.collectors.family import Family
+
+    Named = Callable[[str, str], str]  # a quantity and vLLM's counter of it -> the counter of the engine at hand
 
 _BY_SOURCE = "vllm:prompt_tokens_by_source_total"
-# quantity -> what it is to the figure, and the family that the engine shows it in, as kvtally.collectors.vllm reads it
+# quantity -> what it is to the figure, and the family that vLLM shows it in, as kvtally.collectors.vllm reads it
 ENGINE: Mapping[str, tuple[str, str]] = {
     "prompt_tokens": ("prompt tokens", "vllm:prompt_tokens_total"),
     "computed_tokens": ("computed", f'{_BY_SOURCE}{{source="local_compute"}}'),
@@ -48,8 +54,8 @@ _LMCACHE_MP = {
     "load_ns": f'{_STAGING}{{direction="h2d",phase="staging"}}',
     "store_ns": f'{_STAGING}{{direction="d2h",phase="staging"}}',
 }
-# by what the names of an engine's caches end with; else LMCache runs inside of it
-_CLOCKS = {"/kv_offload": _OFFLOAD, "/lmcache_mp": _LMCACHE_MP}
+# by what the names of an engine's caches end with; else LMCache runs inside of it, if it is vLLM
+_CLOCKS = {"/lmcache": _LMCACHE, "/kv_offload": _OFFLOAD, "/lmcache_mp": _LMCACHE_MP}
 _WORK = {
     "graphics": ("the GPUs worked", "NVML_GPM_METRIC_GRAPHICS_UTIL over time, the busiest GPU"),
     "utilization": ("the GPUs worked", "NVML utilization.gpu over time, the busiest GPU"),
@@ -73,14 +79,41 @@ class Counted(NamedTuple):
         return self._asdict()
 
 
-def inputs_json(reader: LedgerReader, pieces: Sequence[Piece], sums: Mapping[str, int | None]) -> dict[str, Any]:
-    """The inputs of a group: `sums` are what its settled hours without raw intervals counted."""
+def inputs_json(
+    reader: LedgerReader, pieces: Sequence[Piece], sums: Mapping[str, int | None], engines: Collection[str] = (VLLM,)
+) -> dict[str, Any]:
+    """The inputs of a group: `sums` are what its settled hours without raw intervals counted; of what `engines` are."""
     replicas = _replicas(pieces)
-    found = _engine(reader, pieces, replicas, sums)
-    found += _details(pieces)
-    found += _caches(pieces)
+    named, named_cache = _named(engines, "FAMILIES"), _named(engines, "CACHE_FAMILIES")
+    found = _engine(reader, pieces, replicas, sums, named)
+    found += _details(pieces, named)
+    found += _caches(pieces, named_cache)
     found += _worked(pieces)
     return {"replicas": replicas, "counters": [one.as_json() for one in found]}
+
+
+def _named(engines: Collection[str], table: str) -> Named:
+    """What a quantity is counted by: as the engine's own table has it, else (or of unlike engines) its own name."""
+    if set(engines) == {VLLM}:
+        return lambda _, counter: counter
+    source = SOURCES.get(next(iter(engines)).replace("-", "_")) if len(set(engines)) == 1 else None
+    rows: Sequence[Family] = ()
+    if source is not None:
+        rows = getattr(import_module(source.reader.partition(":")[0]), table, ())
+    samples: dict[str, str] = {}
+    for row in rows:
+        samples.setdefault(row.quantity, _sample(row))
+    return lambda quantity, _: samples.get(quantity, quantity)
+
+
+def _sample(row: Family) -> str:
+    """A family as people write it: "trtllm_prompt_tokens_total less trtllm_cached_prompt_tokens_total"."""
+    labels = ",".join(
+        f'{name}="{value}"' if isinstance(value, str) else f'{name}=~"{value.pattern}"'
+        for name, value in row.labels.items()
+    )
+    parts = "".join(f" plus {sample}" for sample, _ in row.plus) + "".join(f" less {sample}" for sample, _ in row.less)
+    return f"{row.sample}{{{labels}}}{parts}" if labels else f"{row.sample}{parts}"
 
 
 def _replicas(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
@@ -100,6 +133,7 @@ def _engine(
     pieces: Sequence[Piece],
     replicas: Sequence[Mapping[str, Any]],
     sums: Mapping[str, int | None],
+    named: Named,
 ) -> list[Counted]:
     ends: Mapping[str, tuple[int, int]] = {}
     if len(replicas) == 1 and not sums:
@@ -119,33 +153,37 @@ def _engine(
         unit = "s" if scale > 1 else "tokens" if quantity.endswith("_tokens") and quantity != "first_tokens" else ""
         shown = (None if value is None else value / scale for value in (first, last, difference))
         if difference or quantity != "external_tokens":
-            found.append(Counted(name, counter, next(shown), next(shown), next(shown), unit))
+            found.append(Counted(name, named(quantity, counter), next(shown), next(shown), next(shown), unit))
     return found
 
 
-def _details(pieces: Sequence[Piece]) -> list[Counted]:
+def _details(pieces: Sequence[Piece], named: Named) -> list[Counted]:
     found = []
     for quantity, (name, counter) in DETAILS.items():
         told = [piece.details[quantity] for piece in pieces if quantity in piece.details]
         if any(told):
-            found.append(Counted(name, counter, None, None, float(sum(told)), "tokens"))
+            found.append(Counted(name, named(quantity, counter), None, None, float(sum(told)), "tokens"))
     for prefix, (name, counter) in HISTOGRAMS.items():
         told = [value for piece in pieces for key, value in piece.details.items() if key.startswith(f"{prefix}_le_")]
         if told:
-            found.append(Counted(name, counter, None, None, float(sum(told)), ""))
+            found.append(Counted(name, named(prefix, counter), None, None, float(sum(told)), ""))
     return found
 
 
-def _caches(pieces: Sequence[Piece]) -> list[Counted]:
+def _caches(pieces: Sequence[Piece], named: Named) -> list[Counted]:
     """What the outer tiers' own clocks say."""
     found = []
     own = {name for piece in pieces for name in piece.caches}
     alike = (families for end, families in _CLOCKS.items() if own and all(name.endswith(end) for name in own))
-    families = next(alike, _LMCACHE)
+    families = next(alike, None)
+    pages = {piece.name.partition("/")[0] for piece in pieces}
+    # a cache on a page of its own is not in the engine's table
+    own_name = named if all(name.partition("/")[0] in pages for name in own) else lambda quantity, _: quantity
     for quantity, words in (("load_ns", "loading, by the cache's clock"), ("store_ns", "storing, the same")):
         told = [piece.cache_totals[quantity] for piece in pieces if quantity in piece.cache_totals]
         if told:
-            found.append(Counted(words, families[quantity], None, None, sum(told) / 1e9, "s"))
+            counter = own_name(quantity, _LMCACHE[quantity]) if families is None else families[quantity]
+            found.append(Counted(words, counter, None, None, sum(told) / 1e9, "s"))
     return found
 
 

@@ -54,7 +54,7 @@ def evidence(connection: Connection, start_ns: int, end_ns: int, targets: Mappin
 
 def _present(spans: Mapping[int, list[tuple[int, int]]], targets: Mapping[int, Target]) -> Iterator[GpuPresence]:
     """The GPUs that were seen, by UUID; one whose product or share changed comes once for each."""
-    alike: dict[tuple[str, str, str, bool], list[tuple[int, int]]] = {}
+    alike: dict[tuple[str, str, str, bool, str], list[tuple[int, int]]] = {}
     for target_id, own in spans.items():
         about = targets[target_id].attributes
         key = (
@@ -62,12 +62,13 @@ def _present(spans: Mapping[int, list[tuple[int, int]]], targets: Mapping[int, T
             product_of(about.get("sku", "")),
             about.get("share", "1"),
             about.get("source") == "dcgm",
+            about.get("host", ""),
         )
         alike.setdefault(key, []).extend(own)
-    named = _named(targets) if any(is_page for *_, is_page in alike) else frozenset()
-    for (uuid, sku, share, is_page), own in sorted(alike.items()):
+    named = _named(targets) if any(is_page for _, _, _, is_page, _ in alike) else frozenset()
+    for (uuid, sku, share, is_page, host), own in sorted(alike.items()):
         # a page of GPUs shows those of the whole node, whoever uses them
-        yield GpuPresence(uuid, sku, tuple(sorted(own)), Fraction(share), not is_page or uuid in named)
+        yield GpuPresence(uuid, sku, tuple(sorted(own)), Fraction(share), not is_page or uuid in named, host)
 
 
 def _named(targets: Mapping[int, Target]) -> frozenset[str]:

@@ -51,3 +51,24 @@ def unpacked(data: bytes | None, length: int) -> tuple[int, ...] | None:
             raise ValueError(f"details have a position {position}, the target has {length}")
         differences[position] = difference
     return tuple(differences)
+
+
+def chosen(data: bytes | None, positions: Sequence[int]) -> tuple[int, ...]:
+    """The differences at these positions, which ascend; what is behind the last of them is not read. Unknown: 0."""
+    found = dict.fromkeys(positions, 0)
+    last = positions[-1] if positions else -1
+    position, number, shift, is_gap = -1, 0, 0, True
+    for byte in data or b"":
+        number |= byte % _MORE << shift
+        shift += 7
+        if byte >= _MORE:
+            continue
+        if is_gap:
+            position += number
+            if position > last:
+                break
+        elif position in found:
+            found[position] = number
+        is_gap = not is_gap
+        number, shift = 0, 0
+    return tuple(found.values())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from sqlalchemy import URL, Connection, ExceptionContext, create_engine, event, func, insert, select
 from sqlalchemy.pool import NullPool
 
-from kvtally.agent.facts import EngineRow, Evidence, Replica
+from kvtally.agent.facts import VLLM, EngineRow, Evidence, Replica
 from kvtally.agent.finding import Finding
 from kvtally.agent.ledger import calibrations, schema
 from kvtally.agent.ledger.columns import HEAD_REVISION, HOUR_NS, KINDS, quantity_columns
@@ -357,6 +357,7 @@ def replica_of(target: Target) -> Replica:
         role if (role := about.get("role")) in ROLES else "",
         str(about.get("group", "")),
         Fraction(about["slices"]) if about.get("slices") else None,
+        str(about.get("engine") or VLLM),
     )
 
 

@@ -29,7 +29,8 @@ def cost_table(answer: Mapping[str, Any]) -> None:
         screen.say("The ledger holds no interval in this window. `kvtally doctor` says what is found here.")
         return
     window = answer["window"]
-    screen.say(f"{window['start']} to {window['end']}, {window['covered_seconds']:,.1f} s covered", style="dim")
+    covered = f"{window['covered_seconds']:,.1f} s covered{_scraped(groups)}"
+    screen.say(f"{window['start']} to {window['end']}, {covered}", style="dim")
     if len(groups) == 1:
         _detail(screen, groups[0], currency)
     else:
@@ -37,6 +38,15 @@ def cost_table(answer: Mapping[str, Any]) -> None:
     for rate in sorted({rate for group in groups for rate in group["rates"]}):
         screen.say(f"rate: {rate}", style="dim", indent=2)
     say_findings(screen, answer["findings"])
+
+
+def _scraped(groups: list[dict[str, Any]]) -> str:
+    """How much of the time between the first and the last scrape was scraped, where some was not: the least of all."""
+    least = min((group["coverage"] for group in groups if group["coverage"] is not None), default=1.0)
+    shown = share(least, 1.0)
+    if shown == share(1.0, 1.0):
+        return ""
+    return f", {'at least ' if len(groups) > 1 else ''}{shown} of the scrapes"
 
 
 def _priced(currency: str, basis: str | None) -> str:

@@ -232,7 +232,7 @@ def _laws(screen: Screen, laws: Sequence[Mapping[str, Any]]) -> None:
             f"learned from {evidence['start']} to {evidence['end']}: {evidence['windows']} windows by "
             f"{evidence['source']} seconds, {evidence['alone']} with requests alone, {evidence['probes']} probes; "
             f"{evidence['requests']:,} requests, {evidence['steps']:,} steps, "
-            f"{evidence['occupied_seconds']:,.1f} s of work"
+            f"seen over {evidence['occupied_seconds']:,.1f} s in which it worked"
         )
         fitted = []
         if law["worked_ratio"] is not None:

@@ -111,7 +111,8 @@ def evidence_text(evidence: Mapping[str, Any]) -> str:
         f"{evidence['alone']:,} spans of single requests",
         *([f"{evidence['probes']:,} probes"] if evidence["probes"] else []),
         f"{evidence['steps']:,} steps",
-        f"{evidence['occupied_seconds']:,.0f} s of work by {SOURCES.get(evidence['source'], 'no source')}",
+        f"seen over {evidence['occupied_seconds']:,.0f} s in which it worked",
+        f"timed by {SOURCES.get(evidence['source'], 'no source')}",
     ]
     return ", ".join(parts)
 
@@ -168,7 +169,8 @@ def _detail(screen: Screen, group: Mapping[str, Any], currency: str) -> None:
         for reason in tier["reasons"]:
             screen.say(Text(f"{name}: ", style="yellow"), reason, indent=2)
     if group["reused_tokens"]["external"] and group["reused_tokens"]["dram"] is None:
-        screen.say("external: which of dram, disk and p2p served them is not told", style="dim", indent=2)
+        why = f": {group['tiers_untold']}" if group.get("tiers_untold") else ""
+        screen.say(f"external: which of dram, disk and p2p served them is not told{why}", style="dim", indent=2)
     if group["basis"]["tiers"] is not None:
         screen.say(tiers_line(group["basis"]["tiers"]), style="dim", indent=2)
     screen.say(f"tokens MEASURED{_bases([group])}", style="dim", indent=2)

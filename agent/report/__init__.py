@@ -7,6 +7,7 @@ sums        what is added up of a group
 spread      time or money by what it went into, with intervals
 group       a group as it prints
 gateway     what a gateway tells of the same tokens
+cache       what a cache tells of them
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvtally.agent.accounts import Payment, Window, facts_in, parts_of, widened
 from kvtally.agent.disaggregation import DECODE, LOCAL_SHARE, PREFILL, without_other_half
+from kvtally.agent.facts import among
 from kvtally.agent.finding import Finding
 from kvtally.agent.grouping import default_window, finding_json, in_order, union, unique, window_json
 from kvtally.agent.ledger.settled import charged, charged_for
+from kvtally.agent.report.cache import cache_findings
 from kvtally.agent.report.fold import Fold, SummedMoney
 from kvtally.agent.report.gateway import gateway_findings
 from kvtally.agent.report.group import group_json
@@ -25,12 +28,12 @@ from kvtally.agent.report.told import StepLaws
 from kvtally.agent.savings_money import HOLDING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from kvtally.agent.ledger.read import LedgerReader
     from kvtally.agent.rates import RateBook
     from kvtally.agent.report.fold import Scale
-    from kvtally.agent.report.sums import Sums
+    from kvtally.agent.report.sums import Lack, Sums
     from kvtally.agent.unit_cost import Tokens
 
 FITTING = (0.8, 1.25)  # what prefill and decode by the step law may be multiplied by before it is a misfit (METHOD 2.4)
@@ -75,9 +78,11 @@ def cost_report(
     found = [*fold.findings, *_misfits(fold.scales)]
     for _, sums in groups:
         found += _findings(sums)
+    found += _lacking(sums for _, sums in groups)
     spans = union(fold.spans)
     real = Window(spans[0][0], spans[-1][1]) if spans else asked
     found += gateway_findings(reader, real, targets)
+    found += cache_findings(reader, real, targets)
     found += reader.findings(real.start_ns, real.end_ns)
     rendered = [group_json(dict(key), sums, laws.covariances) for key, sums in groups]
     return Report(real, sum(b - a for a, b in spans), book.currency, rendered, unique(found))
@@ -115,16 +120,25 @@ def _findings(sums: Sums) -> Iterator[Finding]:
             "engine without a GPU), at least 8 slices of 2 s, and a load that varies"
         )
         yield Finding("split_unknown", "info", "", sums.start_ns, sums.end_ns, message)
-    for (missing, reason), span_ns in sums.lacking.items():
+
+
+def _lacking(groups: Iterable[Sums]) -> Iterator[Finding]:
+    """Why replicas have no step law, and no stall; told alike however they are grouped."""
+    found: dict[tuple[str, str], Lack] = {}
+    for sums in groups:
+        for key, lack in sums.lacking.items():
+            found[key] = lack.together(found.get(key, lack))
+    for (missing, _), lack in sorted(found.items(), key=lambda one: one[0]):
+        where, span_ns = f"engine/{among(lack.names)}", (lack.start_ns, lack.end_ns)
         if missing == "stall":
             message = (
                 "loading from and storing to the outer cache tier takes engine time that is still inside prefill and "
-                f"decode, and so a token from that tier has no price: {reason}"
+                f"decode, and so a token from that tier has no price: {lack.reason}"
             )
-            yield Finding("stall_not_parted", "info", "", *span_ns, message)
+            yield Finding("stall_not_parted", "info", where, *span_ns, message)
         else:
-            message = f"no step law divides the time of prefill and decode: {reason}"
-            yield Finding("step_law_lacking", "info", "", *span_ns, message)
+            message = f"no step law divides the time of prefill and decode: {lack.reason}"
+            yield Finding("step_law_lacking", "info", where, *span_ns, message)
 
 
 def _token_findings(sums: Sums, tokens: Tokens) -> Iterator[Finding]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.disaggregation import DECODE, PREFILL
+from kvtally.agent.facts import CONNECTOR, VLLM
 from kvtally.agent.grouping import key_of
 from kvtally.agent.report.division import NO_COPIES, alike, by_pool, by_step_law, by_two_costs, copies_of
 from kvtally.agent.report.spread import TWO_COSTS
 from kvtally.agent.report.sums import TOLD_APART, Sums
 from kvtally.agent.report.told import place_of
+from kvtally.agent.savings import Reason
 from kvtally.agent.savings_money import HOLDING
 from kvtally.agent.split import lent
+from kvtally.collectors.registry import title_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,12 +28,10 @@ if TYPE_CHECKING:
     from kvtally.agent.split import Split
 
 _POOLS = (PREFILL, DECODE)
-_UNKNOWN_CONNECTOR = (
-    "nothing tells whether the engine waits for its KV connector: name it in kvtally.toml: "
-    'engine = [{ url = "…", connector = "LMCacheConnectorV1" }]'
-)
-_NO_STEP_LAW = "they are parted by the step law, and there is none here"
-_NO_SECONDS = "no page of the tier tells how long it loads and stores (`kvtally doctor`)"
+_UNKNOWN_CONNECTOR = "nothing tells whether the engine waits for its KV connector"
+_UNKNOWN_LOADING = "nothing tells whether {title} waits for what it loads"
+_NO_STEP_LAW = Reason("they are parted by the step law, and there is none here")
+_NO_SECONDS = Reason("no page of the tier tells how long it loads and stores (`kvtally doctor`)")
 
 
 class Scale(NamedTuple):
@@ -137,7 +138,7 @@ class Fold:
             division, law = _division(occupied, one, told, copies)
         if division is None or division.law != "step law":
             for reason in told.reasons:
-                sums.lack("step law", reason, (one.start_ns, one.end_ns))
+                sums.lack("step law", reason, one)
         if division is None:
             self._waiting.append(_Hour(sums, name, occupied, worked_nano, steps, computed, copies))
             return
@@ -190,20 +191,27 @@ def _copies(sums: Sums, one: Facts, replica: Replica, told: Told) -> Copies | No
     copies = copies_of(told.parted, told.loading, external_tokens=external, is_told=told.has_cache)
     if copies is None and one.state_ns.get("occupied"):
         if told.loading == "unknown":
-            reason = _UNKNOWN_CONNECTOR
+            reason = _unknown_loading(replica)
         else:
             reason = _NO_STEP_LAW if told.parted is None else _NO_SECONDS
-        sums.lack("stall", reason, (one.start_ns, one.end_ns))
+        sums.lack("stall", reason, one)
     return copies
 
 
+def _unknown_loading(replica: Replica) -> Reason:
+    """Only vLLM has connectors, so that naming one may help."""
+    if replica.engine == VLLM:
+        return Reason(_UNKNOWN_CONNECTOR, f"name it {replica.in_config(CONNECTOR)}")
+    return Reason(_UNKNOWN_LOADING.format(title=title_of(replica.engine)))
+
+
 def _tell_apart(sums: Sums, told: Told) -> None:
-    """Add external tokens by tier: as a law's hour has them, else by what the cache's lookups found."""
+    """Add external tokens by tier: as a law's hour has them, else as the engine or a cache's lookups tell."""
     parted = told.parted
     tokens = {} if parted is None else {tier: getattr(parted, f"{tier}_tokens") for tier in TOLD_APART}
     estimated = 0.0 if parted is None else parted.estimated_tokens
-    if not any(tokens.values()) and told.looked_up is not None:
-        tokens, estimated = told.looked_up._asdict(), sum(told.looked_up)
+    if not any(tokens.values()) and told.tiers is not None:
+        tokens, estimated = told.tiers.named(), told.tiers.estimated
     for tier, amount in tokens.items():
         sums.tiers[tier] += round(amount)
     sums.estimated_tokens += round(estimated)

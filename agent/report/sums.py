@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.disaggregation import ASKED, DECODE, LOCAL, PREFILL, pool_of, without_other_half
 from kvtally.agent.report.spread import Spread
@@ -14,10 +14,30 @@ if TYPE_CHECKING:
     from kvtally.agent.facts import Facts
     from kvtally.agent.price import Rate
     from kvtally.agent.report.division import Division
+    from kvtally.agent.savings import Reason
     from kvtally.agent.unit_cost import Tokens
 
 OVERHEADS = ("idle", "asleep", "warm_up", "unallocated")
 TOLD_APART = ("dram", "disk", "p2p")  # outer tiers that an engine may tell apart
+
+
+class Lack(NamedTuple):
+    """Why something is not known, when, and of which replicas: the first of them is in the reason's hint."""
+
+    reason: Reason
+    start_ns: int
+    end_ns: int
+    names: frozenset[str]
+
+    def together(self, other: Lack) -> Lack:
+        """Both, with the reason of the first replica by name."""
+        first = min(self, other, key=lambda one: sorted(one.names))
+        return Lack(
+            first.reason,
+            min(self.start_ns, other.start_ns),
+            max(self.end_ns, other.end_ns),
+            self.names | other.names,
+        )
 
 
 class Sums:
@@ -33,7 +53,7 @@ class Sums:
     step_law_ns scaled time, and what the step law had said of it
     roles       of the engines, by the pool that serves the same requests
     at_decode   of the prompt tokens of decode engines: those that they computed themselves, and all
-    lacking     why there is no step law, and no stall: by kind of finding, the reasons and the time that they concern
+    lacking     why there is no step law, and no stall: by kind of finding and reason, what it concerns
     """
 
     def __init__(self) -> None:
@@ -54,7 +74,7 @@ class Sums:
         self.step_law_ns = [0, 0.0]
         self.roles: dict[str, set[str]] = {}
         self.at_decode = [0, 0]
-        self.lacking: dict[tuple[str, str], tuple[int, int]] = {}
+        self.lacking: dict[tuple[str, str], Lack] = {}
 
     def add(self, one: Facts) -> None:
         """Add everything but money and the division of occupied time."""
@@ -96,7 +116,8 @@ class Sums:
             self.step_law_ns[0] += division.prefill_ns + division.decode_ns
             self.step_law_ns[1] += division.law_ns
 
-    def lack(self, kind: str, reason: str, span_ns: tuple[int, int]) -> None:
-        """Note why something is not known in a span of time."""
-        before = self.lacking.get((kind, reason), span_ns)
-        self.lacking[kind, reason] = min(before[0], span_ns[0]), max(before[1], span_ns[1])
+    def lack(self, kind: str, reason: Reason, one: Facts) -> None:
+        """Note why something is not known of a replica in a span of time."""
+        names = frozenset(() if one.replica is None else (one.replica.name,))
+        lack = Lack(reason, one.start_ns, one.end_ns, names)
+        self.lacking[kind, reason.text] = lack.together(self.lacking.get((kind, reason.text), lack))

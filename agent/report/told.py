@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from kvtally.agent.facts import MODEL_CONFIG
 from kvtally.agent.ledger import settled
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.settled import Parted
-from kvtally.agent.report.looked_up import Behind, tiers_looked_up
+from kvtally.agent.outer_tiers import Behind, is_apart, outer_tiers
 from kvtally.agent.savings import Reason, loading_of
 
 if TYPE_CHECKING:
@@ -16,18 +17,14 @@ if TYPE_CHECKING:
     from kvtally.agent.accounts import Part
     from kvtally.agent.facts import Facts, Replica
     from kvtally.agent.ledger.read import LedgerReader, Target
-    from kvtally.agent.lookup_tiers import TierTokens
+    from kvtally.agent.outer_tiers import OuterTiers
     from kvtally.agent.report.spread import Covariance
     from kvtally.agent.savings import Loading
     from kvtally.agent.valuing import Laws
     from kvtally.agent.worth import Worth
 
-_NO_SHAPE = (
-    "the shape of model {model} is not known: say where its config.json lies: "
-    'engine = [{{ url = "…", model_config = "/models/x/config.json" }}]'
-)
-_SETTLED_WITHOUT = "the hour was settled without it: `kvtally ledger settle --again TIME` settles it anew"
-_NOTHING_BEGAN = "no interval began in this time"
+_SETTLED_WITHOUT = Reason("the hour was settled without it", "`kvtally ledger settle --again TIME` settles it anew")
+_NOTHING_BEGAN = Reason("no interval began in this time")
 
 
 class Told(NamedTuple):
@@ -35,15 +32,15 @@ class Told(NamedTuple):
 
     calibration     number of the law, or the fingerprint of one that is not stored
     has_cache       a page of an outer cache tier of this engine is in the ledger
-    looked_up       external tokens by tier as that page's lookups tell, for where no law is; None where they do not
+    tiers           external tokens by tier for where no law parts them; None where neither engine nor cache tells
     """
 
     parted: Parted | None
     loading: Loading
     calibration: int | str
     has_cache: bool
-    reasons: tuple[str, ...] = ()
-    looked_up: TierTokens | None = None
+    reasons: tuple[Reason, ...] = ()
+    tiers: OuterTiers | None = None
 
 
 class StepLaws:
@@ -74,14 +71,17 @@ class StepLaws:
             if one.replica.target_id not in untold:
                 untold[one.replica.target_id] = self._untold(one.replica, is_settled=bool(part.hours))
             found[place] = untold[one.replica.target_id]
-        for place, tiers in tiers_looked_up(self._reader, part, facts, self._behind).items():
-            found[place] = found[place]._replace(looked_up=tiers)
+        parted = {place for place, told in found.items() if told.parted is not None and is_apart(told.parted)}
+        tiers_of = outer_tiers(self._reader, part, facts, self._behind, self._targets, parted=parted)
+        for place, tiers in tiers_of.items():
+            found[place] = found[place]._replace(tiers=tiers)
         return found
 
     def _untold(self, replica: Replica, *, is_settled: bool) -> Told:
         caches = [cache.name for cache in self._behind.of(replica.name)]
         if not replica.shape:
-            reason = _NO_SHAPE.format(model=replica.model or "?")
+            hint = f"say where its config.json lies, {replica.in_config(MODEL_CONFIG)}"
+            reason = Reason(f"the shape of model {replica.model or '?'} is not known", hint)
         else:
             reason = _SETTLED_WITHOUT if is_settled else _NOTHING_BEGAN
         return Told(None, loading_of(replica.connector, caches), 0, bool(caches), (reason,))
@@ -95,7 +95,7 @@ class StepLaws:
                 cast("Loading", saving.loading),
                 number or 0,
                 self._has_cache(target_id),
-                tuple(str(Reason(*reason)) for reason in saving.reasons) or (_SETTLED_WITHOUT,),
+                tuple(Reason(*reason) for reason in saving.reasons) or (_SETTLED_WITHOUT,),
             )
         return found
 
@@ -126,7 +126,7 @@ class StepLaws:
                 value.loading,
                 number,
                 self._has_cache(value.target_id),
-                tuple(str(reason) for reason in value.reasons),
+                value.reasons,
             )
         return found
 

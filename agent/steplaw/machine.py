@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvtally.agent.facts import MODEL_CONFIG
 from kvtally.agent.hardware import gpu_of
 from kvtally.agent.model_shape import UnknownArchitecture, shape_of
 
@@ -79,7 +80,7 @@ def machine_of(replica: Replica, fingerprint: Fingerprint) -> Machine:
     if not replica.shape:
         raise CannotCalibrate(
             f"the shape of model {replica.model or '?'} is not known",
-            'say where its config.json lies: engine = [{ url = "…", model_config = "/models/x/config.json" }]',
+            f"say where its config.json lies, {replica.in_config(MODEL_CONFIG)}",
         )
     try:
         shape = shape_of(json.loads(replica.shape))
