@@ -100,6 +100,7 @@ class Daemon:
                     self._exporting.close()
                     self._gatherer.close()
                     self._sources.close()
+            self._exporting.push_last()
         self._log.line("info", "stopped", ledger=self._path)
 
     def _writer(self) -> LedgerWriter:

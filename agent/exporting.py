@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PAGE_BYTES_MAX = 32 * 2**20
 REASON_BYTES_MAX = 4096
 REASON_LENGTH_MAX = 300
+LAST_SECONDS = 8.0  # for the push at the end: Kubernetes gives 30 from the word to stop to the end
+LAST_LOOK_SECONDS = 0.05
 CHILD_SECONDS_MAX = 300.0  # one that takes longer is ended: the next may do better
 IDLE_SECONDS = 300.0  # figures are worked out on only while /metrics was asked for this recently
 OTLP_SECONDS = 60.0  # OpenTelemetry's own default
@@ -55,6 +57,8 @@ class Exporting:
         self._page = _Job(monotonic)
         self._otlp = _Job(monotonic)
         self._otlp_seconds = otlp_interval(config, environ)
+        for fault in otlp_faults(environ) if self._otlp_seconds is not None else ():
+            log.line("warning", fault)
 
     def look(self) -> None:
         """Take what children have brought, and begin what is due."""
@@ -70,6 +74,18 @@ class Exporting:
             self._server.close()
         for job in (self._page, self._otlp):
             job.stop()
+
+    def push_last(self) -> None:
+        """Send what the ledger holds in the end, once nothing more is written to it; waits a few seconds at most."""
+        if self._otlp_seconds is None:
+            return
+        self._begin(self._otlp, "export", "otlp")
+        for _ in range(round(LAST_SECONDS / LAST_LOOK_SECONDS)):
+            if not self._otlp.is_running:
+                return
+            time.sleep(LAST_LOOK_SECONDS)
+            self._end(self._otlp, "OTLP: the last figures were not sent; the ledger has them")
+        self._otlp.stop()
 
     @property
     def port(self) -> int | None:
@@ -109,7 +125,7 @@ class Exporting:
         asked_at = server.asked_at
         is_read = asked_at is not None and self._monotonic() - asked_at < IDLE_SECONDS
         if is_read and job.is_due(self._config.export.prometheus.refresh_seconds):
-            self._begin(job, "export", "page")
+            self._begin(job, "export", "page", "--packed")
 
     def _begin(self, job: _Job, *words: str) -> None:
         try:
@@ -143,6 +159,19 @@ def otlp_interval(config: Config, environ: Mapping[str, str]) -> float | None:
     return given if 1 <= given <= 86400 else OTLP_SECONDS  # noqa: PLR2004  # a second to a day
 
 
+def otlp_faults(environ: Mapping[str, str]) -> list[str]:
+    """What the environment says of OpenTelemetry that nobody understands, and what holds instead."""
+    faults = []
+    interval = environ.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip()
+    if interval and not interval.isdecimal():
+        faults.append(f"OTEL_METRIC_EXPORT_INTERVAL={interval} is no number of milliseconds: {OTLP_SECONDS:g} s hold")
+    name = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+    temporality = environ.get(name, "").strip().lower()
+    if temporality not in {"", "cumulative", "delta", "lowmemory"}:
+        faults.append(f"{name}={temporality} is none of cumulative, delta, lowmemory: cumulative holds")
+    return faults
+
+
 class _Job:
     """A child that is begun again and again; what it prints is kept in memory files of the kernel, not here."""
 
@@ -159,6 +188,11 @@ class _Job:
         """Whether none runs and the last one began so long ago."""
         every_seconds = max(every_seconds, self._rest_seconds)
         return self._child is None and (self._began is None or self._monotonic() - self._began >= every_seconds)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether one runs."""
+        return self._child is not None
 
     def begin(self, *words: str) -> None:
         """Begin one; OSError if there is no process to be had."""

@@ -223,7 +223,7 @@ class _Handler(socketserver.StreamRequestHandler):
         self.request.settimeout(_CLIENT_SECONDS)
         lines = head.splitlines()
         words = lines[0].split()
-        accept = b",".join(line for line in lines[1:] if line[:7].lower() == b"accept:")
+        accept = b",".join(line[7:] for line in lines[1:] if line[:7].lower() == b"accept:")
         return (words[0], words[1], accept.lower()) if len(words) > 1 else None
 
     def _answer(self, status: bytes, body: bytes, kind: str = PLAIN, *, with_body: bool) -> None:

@@ -32,6 +32,7 @@ listen = "127.0.0.1:9478" # the default; "0.0.0.0:9478" or "[::]:9478" for a Pro
 ```yaml
 scrape_configs:
   - job_name: kvtally
+    honor_labels: true # kvtally's namespace is the engine's; without it yours takes its place
     scrape_interval: 30s
     static_configs:
       - targets: ["127.0.0.1:9478"]
@@ -40,13 +41,16 @@ scrape_configs:
 `/metrics` speaks the text format and OpenMetrics, whichever the scraper asks for first, and adds kvtally's own \
 health of that moment. The ledger's figures on it are up to `refresh_seconds` (60) old, and are worked out only \
 while somebody asks: the first scrape after five minutes of silence shows those of then, or none where they are \
-older than 15 minutes. `kvtally_snapshot_age_seconds` says how old they are. A ledger so large that it takes more \
+older than 15 minutes, and the first after a start shows kvtally's own health alone. \
+`kvtally_snapshot_age_seconds` says how old they are. A ledger so large that it takes more \
 than 2 s of CPU is worked out so rarely that it takes a tenth of one core. `/-/healthy` answers 503 once nothing has \
 been read for 15 minutes; `/-/ready` answers 200 from the first tick that the ledger took, and stays so: a full disk \
 of the sidecar must not take its engine out of service. Whoever reaches the address reads what these engines cost; \
 there is no access control. A port that is taken is a warning, and the run goes on without.
 
-`kvtally export page --text` prints the same page, as for node_exporter's textfile collector; `kvtally export \
+An OTLP push is made once more when `run` ends, for at most eight seconds.
+
+`kvtally export page` prints the same page, as for node_exporter's textfile collector; `kvtally export \
 openmetrics` writes the counters of the past for `promtool tsdb create-blocks-from openmetrics`.
 
 ## OpenTelemetry

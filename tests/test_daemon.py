@@ -16,6 +16,7 @@ from tests.ledgers import new_ledger
 from tests.loopback import RUNNING, FakeEngine, Server, Tokens, answer
 
 from kvtally.agent.config import Config, Engine, Gpu, Scrape, complete
+from kvtally.agent.config_tables import Export, Prometheus
 from kvtally.agent.daemon import Daemon, _Minute
 from kvtally.agent.interval import BORN, RESET, Interval, State, opened
 from kvtally.agent.ledger.append import Closed, LedgerWriter
@@ -350,7 +351,7 @@ def test_it_tells_of_itself_once_a_minute_and_has_the_hours_settled(tmp_path: Pa
     lines = Lines()
     with FakeEngine() as engine:
         scrape = Scrape(interval_seconds=0.1, timeout_seconds=0.9, discover=False)
-        config = Config(scrape=scrape, gpu=Gpu(enabled=False))
+        config = Config(scrape=scrape, gpu=Gpu(enabled=False), export=Export(prometheus=Prometheus(listen="")))
         config = replace(config, engines=(complete(Engine(url=f"http://{engine.name}"), config),))
         daemon = Daemon(config, f"sqlite:///{path}", Log("json", write=lines), monotonic=Hurried(1800))
         ender = threading.Thread(target=lambda: daemon._stop.set() if settled(path) else None)

@@ -89,7 +89,8 @@ def test_every_command_and_option_is_on_its_page(words: str) -> None:
     head = f" `kvtally {words}`\n"
     assert CLI.count(head) == 1
     section = CLI.partition(head)[2].partition("\n#")[0]
-    options = [parameter for parameter in COMMANDS[words].params if isinstance(parameter, click.Option)]
+    params = COMMANDS[words].params
+    options = [each for each in params if isinstance(each, click.Option) and not each.hidden]
     assert [name for option in options for name in option.opts if f"  {name}" not in section] == []
 
 

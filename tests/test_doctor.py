@@ -287,7 +287,9 @@ def test_a_server_of_lmcache_is_named_with_the_engines_that_it_serves(doctor: Ca
     engine = Served(without(V025_LMCACHE, b"lmcache"), "0.25.1", told=MODEL + '\nconnector = "LMCacheMPConnector"')
     _, out = doctor(engine, beside(DCGM))
     (missing,) = target(out)["missing"]
-    assert "list the page of LMCache's server (--http-port): page = [{ url = " in missing["hint"]
+    assert (
+        "list the page of LMCache's server (--http-port), in kvtally.toml, in a [[page]] of its own" in missing["hint"]
+    )
     # it is joined by the connector, and nothing is missing then
     status, out = doctor(engine, beside(DCGM), beside(LMCACHE_MP))
     assert (status, target(out)["missing"]) == (0, [])

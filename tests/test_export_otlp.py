@@ -379,7 +379,7 @@ def test_config_names_the_endpoint_where_the_environment_does_not(
         if given is not None:
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", given)
         assert kvtally("export", "otlp", "--ledger", demo_ledger, "--config", str(config)).status == 0
-        monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT")
+        assert os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") == given
     assert [push.path for push in receiver.pushes] == ["/v1/metrics"] * 2
     with OtlpReceiver() as other:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", other.endpoint)
@@ -391,10 +391,22 @@ def test_a_protocol_that_is_not_installed_says_what_to_install(
     kvtally: Call, demo_ledger: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.metric_exporter", None)
     ran = kvtally("export", "otlp", "--ledger", demo_ledger)
     assert ran.status == 2
     assert "pip install 'kvtally[grpc]'" in ran.err
+
+
+@pytest.mark.parametrize("off", [{}, {"OTEL_SDK_DISABLED": "true"}, {"OTEL_METRICS_EXPORTER": "none"}])
+def test_what_is_switched_off_or_has_no_endpoint_is_not_pushed_by_hand_either(
+    kvtally: Call, demo_ledger: str, monkeypatch: pytest.MonkeyPatch, off: dict[str, str]
+) -> None:
+    for name, value in ({**off, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"} if off else {}).items():
+        monkeypatch.setenv(name, value)
+    ran = kvtally("export", "otlp", "--ledger", demo_ledger)
+    assert (ran.status, ran.out) == (2, "")
+    assert "nothing is pushed: set OTEL_EXPORTER_OTLP_ENDPOINT" in ran.err
 
 
 def test_metrics_have_a_protocol_of_their_own_and_one_that_is_not_known_is_refused() -> None:

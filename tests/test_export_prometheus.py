@@ -145,10 +145,10 @@ def test_names_are_told_apart_from_each_other_and_from_those_of_health() -> None
 def test_export_page_prints_the_text_page_or_what_the_daemon_serves(
     kvtally: Call, demo_ledger: str, demo_figures: Snapshot
 ) -> None:
-    shown = kvtally("export", "page", "--text", "--ledger", demo_ledger)
+    shown = kvtally("export", "page", "--ledger", demo_ledger)
     assert (shown.status, shown.err) == (0, "")
     assert shown.out == text_page(demo_figures).decode()
-    served = unpacked(kvtally("export", "page", "--ledger", demo_ledger).out.encode())
+    served = unpacked(kvtally("export", "page", "--packed", "--ledger", demo_ledger).out.encode())
     assert (served.text, served.openmetrics) == (text_page(demo_figures), openmetrics_page(demo_figures))
 
 

@@ -136,7 +136,7 @@ def test_figures_are_worked_out_while_somebody_asks_and_no_longer(bench: Bench) 
         assert "kvtally_generated_tokens_total" not in page(exporting)
         asked(exporting, bench.now)
         bench.settle(exporting)
-        assert bench.calls() == ["-m kvtally export page --ledger sqlite:///ledger.db"]
+        assert bench.calls() == ["-m kvtally export page --packed --ledger sqlite:///ledger.db"]
         assert "kvtally_generated_tokens_total 7.0\n" in page(exporting)
         asked(exporting, bench.now)
         bench.passes(exporting, 2 * IDLE_SECONDS)
@@ -310,6 +310,35 @@ def test_pushes_come_at_their_interval_whether_or_not_they_are_taken(bench: Benc
     assert len(bench.lines) == 1  # the same complaint once a minute
     assert "OTLP: not sent; the next push carries the same sums" in bench.lines[0]
     assert "the backend did not take them: refused" in bench.lines[0]
+
+
+def test_what_the_ledger_holds_in_the_end_is_pushed_once_more(bench: Bench) -> None:
+    with bench.started(config_with(""), ENDPOINT) as exporting:
+        bench.passes(exporting, 5)
+        exporting.close()
+        exporting.push_last()
+        assert bench.calls() == ["-m kvtally export otlp --ledger sqlite:///ledger.db"] * 2
+    assert bench.lines == []
+
+
+def test_a_last_push_that_hangs_holds_up_the_end_for_a_bounded_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvtally.agent.exporting.LAST_SECONDS", 0.2)
+    bench.runs("time.sleep(60)")
+    with bench.started(config_with(""), ENDPOINT) as exporting:
+        exporting.push_last()
+        assert not exporting._otlp.is_running
+
+
+def test_what_nobody_understands_of_the_environment_is_told_at_the_start(bench: Bench) -> None:
+    temporality = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+    with bench.started(config_with(""), ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "abc", temporality: "Deltas"}):
+        pass
+    assert ["no number of milliseconds" in bench.lines[0], "cumulative holds" in bench.lines[1]] == [True, True]
+    with bench.started(config_with(""), ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "2000", temporality: "DELTA"}):
+        pass
+    assert len(bench.lines) == 2
 
 
 def test_nothing_is_pushed_where_no_endpoint_is_named(bench: Bench) -> None:

@@ -142,6 +142,24 @@ def test_openmetrics_is_for_those_who_ask_for_it_first(accept: str, *, openmetri
     assert prefers_openmetrics(accept) is openmetrics
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text"),
+        ("application/openmetrics-text;version=1.0.0,text/plain;q=0.5", "application/openmetrics-text"),
+        ("text/plain;version=0.0.4;q=0.6,application/openmetrics-text;version=1.0.0;q=0.5", "text/plain"),
+    ],
+)
+def test_the_first_type_that_a_scraper_names_counts_on_the_wire_too(
+    server: MetricsServer, accept: str, kind: str
+) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(f"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: client.recv(65536), b"")).decode()
+    assert f"\r\nContent-Type: {kind};" in answer
+    assert answer.endswith("# EOF\n") is (kind != "text/plain")
+
+
 def test_health_and_readiness_are_told(server: MetricsServer) -> None:
     assert got(server.port, "/-/healthy").status == 200
     assert got(server.port, "/-/ready").status == 503

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -11,29 +12,34 @@ import click
 from kvtally.agent.cli.options import ledger_options, settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kvtally.agent.config import Config
     from kvtally.agent.export.figures import Snapshot
 
 _NANO = 10**9
 
 
-@click.command(epilog="\b\nExample: into a file for node_exporter's textfile collector\n  kvtally export page --text")
-@click.option("--text", is_flag=True, help="Print the page alone, in Prometheus' text format.")
+@click.command(
+    epilog="\b\nExample: into a file for node_exporter's textfile collector\n  kvtally export page > kvtally.prom"
+)
+@click.option("--packed", is_flag=True, hidden=True, help="Both formats with their instant, as `run` takes them.")
 @ledger_options
-def page(*, text: bool, ledger: str | None, config_path: str | None) -> None:
-    """Print the figures of /metrics, as they are now in the ledger."""
+def page(*, packed: bool, ledger: str | None, config_path: str | None) -> None:
+    """Print the figures of /metrics in Prometheus' text format, as they are now in the ledger."""
     from kvtally.agent.export.prometheus import openmetrics_page, text_page  # noqa: PLC0415  # as for every command
 
     config, url = settings(config_path, ledger)
     taken = _snapshot(config, url)
-    if text:
+    if not packed:
         click.echo(text_page(taken), nl=False)
         return
     import time  # noqa: PLC0415  # only here
 
-    from kvtally.agent.metrics_server import Figures, packed  # noqa: PLC0415  # as above
+    from kvtally.agent import metrics_server  # noqa: PLC0415  # as above
 
-    click.echo(packed(Figures(time.time_ns(), text_page(taken), openmetrics_page(taken))), nl=False)
+    figures = metrics_server.Figures(time.time_ns(), text_page(taken), openmetrics_page(taken))
+    click.echo(metrics_server.packed(figures), nl=False)
 
 
 @click.command(epilog="\b\nExample: once, to the backend that OTEL_EXPORTER_OTLP_ENDPOINT names\n  kvtally export otlp")
@@ -44,22 +50,43 @@ def otlp(ledger: str | None, config_path: str | None) -> None:
     The OTEL_* environment variables say where to and how. Exit status 3 if the backend does not take them.
     """
     from kvtally.agent.export.otlp import ExporterMissing, exporter_of, push_snapshot  # noqa: PLC0415  # as above
+    from kvtally.agent.exporting import otlp_interval  # noqa: PLC0415  # as above
 
     config, url = settings(config_path, ledger)
-    if config.export.otlp.endpoint and not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
-        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = config.export.otlp.endpoint
+    if otlp_interval(config, os.environ) is None:
+        raise click.UsageError(
+            "nothing is pushed: set OTEL_EXPORTER_OTLP_ENDPOINT or export.otlp.endpoint, and neither OTEL_SDK_DISABLED"
+            " nor another OTEL_METRICS_EXPORTER than otlp"
+        )
     taken = _snapshot(config, url)
     if taken is None:
         click.echo("the ledger holds no interval yet", err=True)
         return
     try:
-        sent = push_snapshot(exporter_of(), taken, url)
+        with _endpoint(config.export.otlp.endpoint):
+            sent = push_snapshot(exporter_of(), taken, url)
     except ExporterMissing as error:
         raise click.ClickException(str(error)) from error
     if not sent.ok:
         click.echo(f"the backend did not take them: {sent.reason}", err=True)
         sys.exit(3)
     click.echo(f"{sent.points} points sent", err=True)
+
+
+@contextmanager
+def _endpoint(given: str) -> Iterator[None]:
+    """The config's endpoint as the SDK takes it, where the environment names none."""
+    before = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not given or before:
+        yield
+        return
+    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = given
+    try:
+        yield
+    finally:
+        del os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
+        if before is not None:
+            os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = before
 
 
 def _snapshot(config: Config, url: str) -> Snapshot | None:

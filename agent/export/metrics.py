@@ -174,7 +174,7 @@ METRICS: Mapping[str, Metric] = {
         "kvtally.cost.per_hour",
         "{currency}/h",
         "gauge",
-        f"Cost of an hour {_WINDOW}",
+        f"Cost over the hours in which any engine was watched, so that groups add up, {_WINDOW}",
         (*_GROUP, "currency"),
     ),
     "reuse_ratio": Metric(
