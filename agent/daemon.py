@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import threading
 import time
 from contextlib import closing
@@ -15,7 +14,7 @@ from kvtally.agent.child import Child
 from kvtally.agent.clock import LedgerClock, elapsed_ns
 from kvtally.agent.exporting import Exporting
 from kvtally.agent.gather import Gatherer
-from kvtally.agent.health import Health
+from kvtally.agent.health import Health, file_bytes, resident_bytes
 from kvtally.agent.ledger.append import LedgerWriter
 from kvtally.agent.ledger.errors import LedgerError, LedgerUnreachable
 from kvtally.agent.ledger.place import WriterLock, connect, file_of, is_current
@@ -319,21 +318,10 @@ class _Minute:
             "generated_tokens": self._generated,
             "reused": f"{1 - self._computed / self._known:.1%}" if self._known else None,
             "cpu_percent": round(100 * (time.process_time() - self._cpu) / seconds, 2),
-            "rss_mib": _resident_mib(),
-            "ledger_mib": _file_mib(path),
+            "rss_mib": _mib(resident_bytes(), 1),
+            "ledger_mib": _mib(file_bytes(path), 2),
         }
 
 
-def _resident_mib() -> float | None:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123  # pathlib costs memory
-            return round(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
-    except OSError:
-        return None
-
-
-def _file_mib(path: str) -> float | None:
-    try:
-        return round(os.path.getsize(path) / 2**20, 2)  # noqa: PTH202  # as above
-    except OSError:  # somebody moved it away
-        return None
+def _mib(size_bytes: int | None, places: int) -> float | None:
+    return None if size_bytes is None else round(size_bytes / 2**20, places)

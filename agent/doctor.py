@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kvtally.agent.joins import named_engines
 from kvtally.agent.readiness import (
     Around,
     Lacking,
@@ -135,7 +136,7 @@ def _engine(name: str, url: str, abouts: Mapping[str, About], taken: Taken, *, r
         return Checked(target, "failed", scraped.reason, (), scraped.hint)
     engines = [reading for reading in scraped.readings if reading.kind == "engine"]
     caches = [reading for reading in scraped.readings if reading.kind == "cache"]
-    caches += [one for one in taken.readings("cache") if name in one.attributes.get("engines", "").split(",")]
+    caches += [one for one in taken.readings("cache") if name in named_engines(one.attributes)]
     if not engines:
         return Checked(target, "failed", "the page names no engine", (), "is this the engine's own /metrics?")
     first = engines[0]

@@ -114,7 +114,7 @@ class Health:
         yield _family("kvtally_failed_writes", ((), failed_writes))
         if newest_ns is not None:
             yield _family("kvtally_ledger_lag_seconds", ((), max(0.0, (now_ns - newest_ns) / 1e9)))
-        if (size := _size(self._path)) is not None:
+        if (size := file_bytes(self._path)) is not None:
             yield _family("kvtally_ledger_bytes", ((), size))
         if snapshot_age_seconds is not None:
             yield _family("kvtally_snapshot_age_seconds", ((), snapshot_age_seconds))
@@ -125,7 +125,7 @@ class Health:
         times = os.times()
         yield _family("kvtally_children_cpu_seconds", ((), times.children_user + times.children_system))
         yield _family("process_cpu_seconds", ((), times.user + times.system))
-        if (resident := _resident_bytes()) is not None:
+        if (resident := resident_bytes()) is not None:
             yield _family("process_resident_memory_bytes", ((), resident))
         yield _family("process_start_time_seconds", ((), self._started_seconds))
 
@@ -156,14 +156,16 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
-def _size(path: str) -> int | None:
+def file_bytes(path: str) -> int | None:
+    """Bytes of a file; None where it cannot be asked, as when somebody moved it away."""
     try:
         return os.path.getsize(path)  # noqa: PTH202  # pathlib costs memory
     except OSError:
         return None
 
 
-def _resident_bytes() -> int | None:
+def resident_bytes() -> int | None:
+    """Bytes of memory that this process holds; None where the kernel does not say."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123  # as above
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

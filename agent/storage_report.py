@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kvtally.agent.accounts import widened
 from kvtally.agent.finding import Finding
 from kvtally.agent.grouping import default_window, finding_json, window_json
+from kvtally.agent.joins import named_engines
 from kvtally.agent.ledger.totals import Total, added, totals
 from kvtally.agent.model_shape import shape_of
 
@@ -90,8 +91,7 @@ def _kv_bytes(targets: Mapping[int, Target]) -> dict[str, float]:
 
 def _cache(one: _Named, kv_bytes: Mapping[str, float], hosts: Collection[str]) -> dict[str, Any]:
     own_host = one.name.partition("/")[0]  # of a cache on an engine's own page: the engine
-    named = [name for name in one.attributes.get("engines", "").split(",") if name]
-    engines = named or ([own_host] if own_host in hosts else [])
+    engines = named_engines(one.attributes) or ([own_host] if own_host in hosts else [])
     sizes = {kv_bytes.get(name.partition("/")[0]) for name in engines}
     token_bytes = sizes.pop() if len(sizes) == 1 else None
 
