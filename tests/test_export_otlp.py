@@ -10,6 +10,7 @@ import pytest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 from tests.command_line import copied
 from tests.ledgers import HOUR, SECOND, START, Deployment, FakeEngine, new_ledger, url_of
+from tests.otlp_grpc_receiver import OtlpGrpcReceiver
 from tests.otlp_receiver import OtlpReceiver, free_port
 
 from kvtally import __version__
@@ -385,6 +386,38 @@ def test_config_names_the_endpoint_where_the_environment_does_not(
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", other.endpoint)
         assert kvtally("export", "otlp", "--ledger", demo_ledger, "--config", str(config)).status == 0
         assert len(other.pushes) == 1
+
+
+def test_grpc_carries_the_same_points_and_headers(
+    kvtally: Call, demo_ledger: str, endpoint: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_http = kvtally("export", "otlp", "--ledger", demo_ledger)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20secret")
+    with OtlpGrpcReceiver() as other:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", other.endpoint)
+        assert kvtally("export", "otlp", "--ledger", demo_ledger) == by_http
+    (push,), (same,) = other.pushes, endpoint.pushes
+    assert push.headers["authorization"] == "Bearer secret"
+    assert push.resource == same.resource
+    assert {name: untimed(push, name) for name in push.metrics} == {name: untimed(same, name) for name in same.metrics}
+
+
+def untimed(push: Push, metric: str) -> list[tuple[Mapping[str, str], float]]:
+    return [(point.attributes, point.value) for point in push.points(metric)]
+
+
+def test_a_backend_of_grpc_that_is_not_there_is_told_within_the_timeout(
+    kvtally: Call, demo_ledger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    with free_port() as port:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+        ran = kvtally("export", "otlp", "--ledger", demo_ledger)
+    assert ran.status == 3
+    assert "UNAVAILABLE" in ran.err
+    assert ran.err.count("\n") == 1
 
 
 def test_a_protocol_that_is_not_installed_says_what_to_install(
