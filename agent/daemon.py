@@ -161,9 +161,9 @@ class Daemon:
         """Tell of every engine that is new, or of which something else is known now."""
         for name, about in self._sources.abouts.items():
             if self._told.get(name) != about:
-                self._told[name] = about
                 gpus = None if about.gpus is None else len(about.gpus)
                 self._log.line("info", "engine", target=name, gpus=gpus, mapping=about.mapping)
+        self._told = dict(self._sources.abouts)
 
     def _loop(self, *, once: bool) -> None:
         cadence = Cadence(self._config.scrape.interval_seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from kvtally.agent.finding import Finding
 from kvtally.agent.interval import Interval, State, appeared, born, close, opened
@@ -10,15 +10,20 @@ from kvtally.agent.ledger.append import Closed
 from kvtally.agent.ledger.errors import LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
     from kvtally.collectors.base import Reading, Scrape
 
 Key = tuple[str, str]
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 UNWRITTEN_MAX = 1000
-STILL_NS = 60_000_000_000  # a cache that moves nothing closes an interval this often
+_NANO = 1_000_000_000
+STILL_NS = 60 * _NANO  # a cache that moves nothing closes an interval this often
 _FROM_FIRST_COUNT = frozenset({"cache", "gateway"})  # kinds whose targets a page shows once they have counted
-TARGETS_MAX = 4096  # in one run: a page with ever new models must not fill the memory and the ledger
+TARGETS_MAX = 4096  # at a time: a page with ever new models must not fill the memory and the ledger
+FORGOTTEN_NS = 24 * 3600 * _NANO  # pods come and go: what was not read for so long makes room, and the ledger knows it
+_LOOK_NS = 3600 * _NANO  # what may make room is looked for this often at most
 
 
 class Writer(Protocol):
@@ -30,6 +35,10 @@ class Writer(Protocol):
 
     def skip(self, by_ns: int, finding: Finding) -> None:
         """Move every target's last scrape forward; LedgerError if that cannot be written."""
+        ...
+
+    def recall(self, kind: str, name: str) -> State | None:
+        """The last raw counters of a target; None if there are none. LedgerError if they cannot be read."""
         ...
 
 
@@ -57,7 +66,10 @@ class Pipeline:
         interval_ns: int | None,
         started_ns: int,
     ) -> None:
-        """`interval_ns` is the cadence of a live run, None in a replay; `started_ns` when this run began."""
+        """`interval_ns` is the cadence of a live run, None in a replay; `started_ns` when this run began.
+
+        `states` need not be all: those of another target are asked of the writer when it is read first.
+        """
         self._writer = writer
         self._states = dict(states)
         self._described = described
@@ -73,6 +85,9 @@ class Pipeline:
         self._watched: dict[str, int] = {}  # source -> when its page was last seen
         self._appeared: dict[Key, int] = {}  # targets not in the ledger yet -> when their page did not show them
         self._still: dict[Key, tuple[int, int]] = {}  # caches that moved nothing: how many scrapes, and the last
+        self._forgot_ns = started_ns
+        self._is_behind = False  # the last tick could not be written
+        self._unread: LedgerError | None = None  # why a target's state could not be asked for in this tick
 
     @property
     def states(self) -> Mapping[Key, State]:
@@ -81,10 +96,12 @@ class Pipeline:
 
     def tick(self, scrapes: Sequence[Scrape], extra: Sequence[Finding] = ()) -> Tick:
         """Close one interval for every target that was read, and write them in one transaction."""
+        self._forget(scrapes)
         closed = list(self._unopened.values())
         once = [*self._unwritten, *extra]
         gaps: dict[str, Finding] = {}
         states = {_key(one.reading): one.state for one in closed}
+        self._unread = None
         for scrape in scrapes:
             if scrape.outcome != "ok":
                 self._failed(scrape)
@@ -97,12 +114,14 @@ class Pipeline:
             self._watched[scrape.source] = scrape.taken_at_ns
         findings = [*once, *gaps.values()]
         if not closed and not findings:
-            return Tick((), ())
+            return Tick((), (), self._unread)
         try:
             self._writer.append(closed, findings)
         except LedgerError as error:
+            self._is_behind = True
             self._keep(closed, once)
             return Tick((), (), error)
+        self._is_behind = False
         self._unopened, self._unwritten = {}, []
         self._states |= states
         for key in states:
@@ -111,7 +130,32 @@ class Pipeline:
             self._appeared.pop(key, None)
         for source in gaps:
             del self._down[source]
-        return Tick(tuple(closed), tuple(findings))
+        return Tick(tuple(closed), tuple(findings), self._unread)
+
+    def _forget(self, scrapes: Sequence[Scrape]) -> None:
+        """Make room where many targets have come and gone; one that comes back goes on from what the ledger has."""
+        if max(len(self._sources), len(self._watched), len(self._down)) < TARGETS_MAX or self._is_behind:
+            return
+        now_ns = max((one.taken_at_ns for one in scrapes), default=0)
+        if now_ns - self._forgot_ns < _LOOK_NS:
+            return
+        self._forgot_ns = now_ns
+        before_ns = now_ns - FORGOTTEN_NS
+        kept = {
+            key
+            for key, state in self._states.items()
+            if max(state.taken_at_ns, self._still.get(key, (0, 0))[1]) >= before_ns
+        }
+        self._sources = _only(kept, self._sources)
+        self._states = _only(kept, self._states)
+        self._missed = _only(kept, self._missed)
+        self._still = _only(kept, self._still)
+        self._appeared = _only(self._sources, self._appeared)
+        current = {*self._sources.values(), *(one.source for one in scrapes)}
+        self._down = _only(current, self._down)
+        current |= {source for source, at_ns in self._watched.items() if at_ns >= before_ns}
+        self._watched = _only(current, self._watched)
+        self._crowded.clear()
 
     def _closed(self, scrape: Scrape, states: dict[Key, State], findings: list[Finding]) -> Iterator[Closed]:
         """Close what a scrape read; `states` are those of this tick, which go before the ones that are written."""
@@ -124,12 +168,27 @@ class Pipeline:
                     findings.append(_crowded(scrape))
                 continue
             seen.add(key)
-            for one in self._close(key, reading, scrape, states.get(key) or self._states.get(key), findings):
+            try:
+                previous = states.get(key) or self._states.get(key) or self._recalled(key)
+                closed = self._close(key, reading, scrape, previous, findings)
+            except LedgerError as error:
+                self._unread = error  # it is asked again at the next tick: the counters are cumulative
+                continue
+            for one in closed:
                 states[key] = one.state
                 yield one
         for key, source in self._sources.items():
             if source == scrape.source and key not in seen:
                 self._missed[key] = self._missed.get(key, 0) + 1
+
+    def _recalled(self, key: Key) -> State | None:
+        """The state that the ledger has of a target that is new here."""
+        if key in self._sources:
+            return None
+        state = self._writer.recall(*key)
+        if state is not None:
+            self._states[key] = state
+        return state
 
     def _keep(self, closed: Iterable[Closed], once: Sequence[Finding]) -> None:
         """Keep what the next tick could not find again: first scrapes, and findings that are made once."""
@@ -203,7 +262,7 @@ class Pipeline:
         closer = f"{name}/"
         if not wider.isdisjoint(known) or any(of == kind and other.startswith(closer) for of, other in known):
             return None
-        return since_ns
+        return None if any(self._writer.recall(*one) for one in wider) else since_ns
 
     def _missed_since(self, key: Key, previous: State, until_ns: int, taken: int) -> int:
         """Scrapes that were due since the previous one and gave nothing; `taken` is how many gave something."""
@@ -254,6 +313,10 @@ def _is_still(previous: State, reading: Reading) -> bool:
         and (reading.values, reading.epoch, reading.session) == (previous.values, previous.epoch, previous.session)
         and (reading.detail_names, reading.details) == (previous.detail_names, previous.details)
     )
+
+
+def _only(kept: Container[_K], of: Mapping[_K, _V]) -> dict[_K, _V]:
+    return {key: value for key, value in of.items() if key in kept}
 
 
 def _later(state: State, by_ns: int) -> State:

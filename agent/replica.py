@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 _ROLES = {"prefill": "prefill", "decode": "decode"}
 
 
+_ENGINES_MAX = 4096
+
+
 class About(NamedTuple):
     """What is known of an engine from outside its page.
 
@@ -51,7 +54,9 @@ class Describer:
         self._made: dict[str, tuple[Mapping[str, str], tuple[int, int], dict[str, str]]] = {}
 
     def learn(self, engines: Mapping[str, About]) -> None:
-        """Take in what a later discovery found."""
+        """Take in what a later discovery found; engines that are gone are known for as long as there is room."""
+        if len(self._engines) >= _ENGINES_MAX:
+            self._engines = {}
         for name, about in engines.items():
             if self._engines.get(name) != about:
                 self._engines[name] = about

@@ -320,9 +320,31 @@ def test_of_two_writers_that_both_found_an_empty_ledger_one_is_refused(path: str
     with Run(path, engine, gpu) as first, Run(path, engine, gpu) as second:
         first.tick(0)
         first.tick(10)
-        assert isinstance(second.tick(20).error, LedgerUnreachable)
-        assert first.tick(30).error is None
+        assert second.tick(20).error is None  # it asks for the counters that the first one left, and goes on from them
+        assert isinstance(first.tick(30).error, LedgerUnreachable)
+        assert second.tick(40).error is None
     assert prompt_tokens(path) == engine.counts["prompt_tokens"] - 100
+    assert audited(path) == []
+
+
+def test_of_many_targets_those_that_were_read_last_are_held_and_the_others_recalled(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvtally.agent.ledger.append._STATES_MAX", 2)
+    monkeypatch.setattr("kvtally.agent.ledger.append._IDS_MAX", 2)
+    engines = [FakeEngine(f"10.0.0.{number}:8000/0") for number in range(4)]
+    for second, engine in enumerate(engines):
+        with Run(path, engine) as run:
+            assert not [name for kind, name in run.writer.states() if kind == "engine" and name == engine.name]
+            run.tick(second)
+    with Run(path, engines[0]) as run:
+        assert len(run.writer.states()) == 2
+        assert run.writer.recall("engine", engines[0].name) is not None
+        assert run.writer.recall("gpu", engines[0].name) is None
+        for second in (10, 20):
+            assert run.tick(second).error is None
+    assert prompt_tokens(path) == 200
+    assert audited(path) == []
 
 
 def test_a_clock_set_forward_is_left_out_of_every_interval(path: str) -> None:

@@ -35,6 +35,7 @@ class Book:
         self.intervals: list[tuple[Key, Interval]] = []
         self.findings: list[Finding] = []
         self.full = False
+        self.unreadable = False
 
     def append(self, batch: Iterable[Closed], findings: Iterable[Finding] = ()) -> None:
         batch, findings = list(batch), list(findings)
@@ -62,9 +63,17 @@ class Book:
         self.findings.append(finding)
         self.states = {key: state._replace(taken_at_ns=state.taken_at_ns + by_ns) for key, state in self.states.items()}
 
+    def recall(self, kind: str, name: str) -> State | None:
+        if self.unreadable:
+            raise LedgerBusy("the ledger is locked")
+        return self.states.get((kind, name))
+
     def counted(self, name: str, quantity: str = "prompt_tokens") -> list[int | None]:
         at = index("engine", quantity)
         return [interval.values[at] for key, interval in self.intervals if key == ("engine", name)]
+
+    def total(self, name: str) -> int:
+        return sum(count or 0 for count in self.counted(name))
 
     def kinds(self) -> list[str]:
         return [finding.kind for finding in self.findings]
@@ -410,6 +419,69 @@ def test_a_page_with_ever_new_targets_is_told_once_and_those_that_are_known_go_o
     assert sum(interval.values[0] or 0 for (_, name), interval in book.intervals if name == "a/0") == 9
 
 
+def test_engines_that_come_and_go_make_room_and_one_that_comes_back_goes_on_from_the_ledger(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvtally.agent.pipeline.TARGETS_MAX", 3)
+    flow = pipeline(book)
+    hour = 3600.0
+    for at in range(0, 200, 5):  # a pod that lives on, and one that is another every 20 hours
+        pods = [engine("a/0", prompt_tokens=float(at)), engine(f"b{at // 20}/0", prompt_tokens=float(at % 20))]
+        flow.tick([ok(at * hour, one, source=f"vllm:{one.name}") for one in pods])
+        assert len(flow.states) <= 3
+    assert book.findings == []
+    assert book.total("a/0") == 195
+    assert [book.total(f"b{each}/0") for each in range(10)] == [15] * 10
+    flow.tick([ok(200 * hour, engine("b0/0", prompt_tokens=50.0), source="vllm:b0/0")])
+    assert book.total("b0/0") == 50
+
+
+def test_sources_that_come_and_go_leave_nothing_behind(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvtally.agent.pipeline.TARGETS_MAX", 10)
+    flow = pipeline(book)
+    for at in range(500):  # an hour each
+        page = ok(at * 3600.0, source=f"vllm:{at}")
+        flow.tick([page, failed(at * 3600.0, f"lmcache:{at}"), failed(at * 3600.0, "always")])
+        assert max(len(flow._watched), len(flow._down)) < 40
+    assert "always" in flow._down
+
+
+def test_nothing_is_forgotten_while_the_ledger_cannot_be_written(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvtally.agent.pipeline.TARGETS_MAX", 1)
+    flow = pipeline(book)
+    flow.tick([ok(0, engine())])
+    book.full = True
+    for at in range(1, 60):
+        flow.tick([ok(at * 3600.0, engine(prompt_tokens=float(at)))])
+    book.full = False
+    flow.tick([ok(60 * 3600.0, engine(prompt_tokens=60.0))])
+    assert book.counted("a/0") == [60]
+    assert book.intervals[0][1].missed == 59
+
+
+def test_a_target_whose_state_cannot_be_asked_for_waits_and_the_others_go_on(book: Book) -> None:
+    pipeline(book).tick([ok(0, engine("a/0", prompt_tokens=5.0), engine("b/0"))])
+    known = {("engine", "b/0"): book.states["engine", "b/0"]}
+    flow = Pipeline(book, known, as_they_are, interval_ns=None, started_ns=STARTED)
+    book.unreadable = True
+    tick = flow.tick([ok(5, engine("a/0", prompt_tokens=6.0), engine("b/0", prompt_tokens=1.0))])
+    assert isinstance(tick.error, LedgerBusy)
+    assert [one.reading.name for one in tick.closed] == ["b/0"]
+    book.unreadable = False
+    tick = flow.tick([ok(10, engine("a/0", prompt_tokens=8.0), engine("b/0", prompt_tokens=2.0))])
+    assert tick.error is None
+    assert (book.counted("a/0"), book.counted("b/0")) == ([3], [1, 1])
+
+
+def test_a_cache_of_which_only_the_ledger_knows_a_wider_name_is_not_counted_from_its_beginning(book: Book) -> None:
+    pipeline(book).tick([ok(0, cache(7))])
+    flow = Pipeline(book, {}, as_they_are, interval_ns=None, started_ns=STARTED)
+    flow.tick([ok(5)])
+    closer = cache(9)._replace(name="a/lmcache/0")
+    tick = flow.tick([ok(10, closer)])
+    assert [one.interval for one in tick.closed] == [None]
+
+
 def test_findings_alone_are_written_too(book: Book) -> None:
     tick = pipeline(book).tick([], [STEPPED])
     assert (tick.findings, book.findings) == ((STEPPED,), [STEPPED])
@@ -509,10 +581,12 @@ class Deployment(RuleBasedStateMachine):
         self.skipped = 0
         self.restart_kvtally()
 
-    @rule()
-    def restart_kvtally(self) -> None:
+    @rule(remembered=st.integers(0, 3))
+    def restart_kvtally(self, remembered: int = 3) -> None:
+        """Begin anew with the states of so many engines; those of the others are asked for."""
         self.now += 1
-        self.run = pipeline(self.book, live=True, started_ns=round(self.now * SECOND))
+        states = dict([*self.book.states.items()][:remembered])
+        self.run = Pipeline(self.book, states, as_they_are, interval_ns=TICK, started_ns=round(self.now * SECOND))
         self.started = self.now
         for one in self.engines:
             if not self.known.get(one.name):

@@ -74,6 +74,8 @@ _NEXT_STATE = (
     "UPDATE counter_state SET taken_at_ns = ?, target_id = ?, state = ? WHERE kind = ? AND name = ? AND taken_at_ns = ?"
 )
 _LARGEST = 2**63 - 1
+_STATES_MAX = 4096  # held in memory from the start; a fleet's ledger may know many more that are gone
+_IDS_MAX = 8192
 _FINDING = "INSERT OR IGNORE INTO finding (kind, severity, target, start_ns, end_ns, message) VALUES (?, ?, ?, ?, ?, ?)"
 
 
@@ -136,13 +138,20 @@ class LedgerWriter:
         self._ids: dict[tuple[str, str], tuple[Mapping[str, str], tuple[str, ...], int]] = {}
 
     def states(self) -> dict[tuple[str, str], State]:
-        """The last raw counters of every target, by (kind, name)."""
+        """The last raw counters by (kind, name), of those targets that were read last; `recall` knows the others'."""
+        return self._states("ORDER BY s.taken_at_ns DESC LIMIT ?", _STATES_MAX)
+
+    def recall(self, kind: str, name: str) -> State | None:
+        """The last raw counters of one target; None if there are none."""
+        return self._states("WHERE s.kind = ? AND s.name = ?", kind, name).get((kind, name))
+
+    def _states(self, which: str, *about: object) -> dict[tuple[str, str], State]:
         query = (
-            "SELECT s.kind, s.name, s.taken_at_ns, s.state, t.detail_names "
-            "FROM counter_state s JOIN target t ON t.id = s.target_id"
+            "SELECT s.kind, s.name, s.taken_at_ns, s.state, t.detail_names "  # noqa: S608  # our own words
+            f"FROM counter_state s JOIN target t ON t.id = s.target_id {which}"
         )
         try:
-            rows = self._connection.execute(query).fetchall()
+            rows = self._connection.execute(query, about).fetchall()
         except sqlite3.Error as error:
             raise explained(self._path, error) from error
         return {
@@ -260,6 +269,8 @@ class LedgerWriter:
         execute("INSERT OR IGNORE INTO target (kind, name, attributes, detail_names) VALUES (?, ?, ?, ?)", about)
         query = "SELECT id FROM target WHERE kind = ? AND name = ? AND attributes = ? AND detail_names = ?"
         target_id = int(execute(query, about).fetchone()[0])
+        if len(self._ids) >= _IDS_MAX:
+            self._ids.clear()
         self._ids[key] = (reading.attributes, detail_names, target_id)
         return target_id
 
