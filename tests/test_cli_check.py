@@ -209,7 +209,7 @@ def test_without_a_ledger_the_status_is_3(kvtally: Call) -> None:
         (("--window", ""), "is no length of time"),
         (("--window", "0h"), "--window '0h' must be more than 0"),
         (("--window", "1h", "--since", "1h"), "--window and --since"),
-        (("--fresh", "ten minutes"), "--fresh 'ten minutes' is no time"),
+        (("--fresh", "ten minutes"), "--fresh 'ten minutes' is no length of time"),
         (("--by", "colour"), "--by colour"),
         (("--hit-rate-drop", "0.5", "--by", "model,hour"), "--hit-rate-drop compares"),
         (("--hit-rate-min", "30"), "--hit-rate-min"),

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvtally.agent.cli.cost import dimensions_of, window_of
-from kvtally.agent.cli.options import chosen_format, format_option, instant_ns, ledger_options, settings, window_options
+from kvtally.agent.cli.options import (
+    chosen_format,
+    format_option,
+    instant_ns,
+    ledger_options,
+    length_ns,
+    settings,
+    window_options,
+)
 
 if TYPE_CHECKING:
     from kvtally.agent.accounts import Window
@@ -22,7 +30,6 @@ _BUDGET = re.compile(
 _TOKENS: tuple[Tokens, ...] = ("total", "input", "input_computed", "output")
 _AMOUNT = re.compile(r"\d{1,9}(?:\.\d{1,9})?")
 _MOVING = {"hour", "day"}  # no group of one window is one of another's
-_FAR_NS = 2**62
 _ANY = 2**63  # more rows than a ledger can hold
 
 
@@ -124,7 +131,7 @@ def check(
         hit_rate_min,
         hit_rate_drop,
         coverage_min,
-        None if fresh is None else _length_ns("--fresh", fresh),
+        None if fresh is None else _length_of("--fresh", fresh),
         frozenset(skip),
     )
     if hit_rate_drop is not None and _MOVING.intersection(asked.by):
@@ -174,17 +181,17 @@ def _window_of(
 
     newest_ns = extent[1] if extent else 0
     end_ns = newest_ns if until is None else instant_ns("--until", until, newest_ns)
-    return Window(max(end_ns - _length_ns("--window", length), 0), max(end_ns, 1))
+    return Window(max(end_ns - _length_of("--window", length), 0), max(end_ns, 1))
 
 
-def _length_ns(option: str, text: str) -> int:
-    """A length of time such as 90m, in nanoseconds; click.UsageError if it is none."""
-    if text[-1:] not in {*"smhdw"}:  # what ends so is no instant
+def _length_of(option: str, text: str) -> int:
+    """A length of time in nanoseconds; click.UsageError if it is none."""
+    length = length_ns(text)
+    if length is None:
         raise click.UsageError(f"{option} {text!r} is no length of time: give 10m, 1h or 7d")
-    length_ns = _FAR_NS - instant_ns(option, text, _FAR_NS)
-    if not length_ns:
+    if not length:
         raise click.UsageError(f"{option} {text!r} must be more than 0")
-    return length_ns
+    return length
 
 
 def _amount_of(option: str, text: str) -> Decimal:

@@ -13,7 +13,7 @@ import click
 from kvtally.agent.cli.cost import window_of
 from kvtally.agent.cli.export_live import otlp, page
 from kvtally.agent.cli.group import Group
-from kvtally.agent.cli.options import ledger_options, settings, window_options
+from kvtally.agent.cli.options import ledger_options, length_ns, settings, window_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,17 +21,15 @@ if TYPE_CHECKING:
     from kvtally.agent.config import Config
     from kvtally.agent.ledger.read import LedgerReader
 
-_STEP = re.compile(r"(\d{1,6})([smh]?)")
-_STEP_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _LABEL = re.compile(r"([a-zA-Z_][a-zA-Z0-9_]*)=(.*)", re.DOTALL)
+_NANO = 10**9
 _DAY_SECONDS = 86_400
 
 
 def step_seconds(_: click.Context, param: click.Parameter, text: str) -> int:
     """Seconds of a step such as 60, 60s, 5m or 1h, from one to a day; click.BadParameter for another."""
-    found = _STEP.fullmatch(text)
-    seconds = int(found[1]) * _STEP_SECONDS[found[2]] if found else 0
-    if not 1 <= seconds <= _DAY_SECONDS:
+    seconds, rest = divmod(length_ns(f"{text}s" if text.isdecimal() else text) or 0, _NANO)
+    if rest or not 1 <= seconds <= _DAY_SECONDS:
         raise click.BadParameter(f"{text!r} is no step: give 60s, 5m or 1h, a day at most", param=param)
     return seconds
 

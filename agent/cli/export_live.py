@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvtally.agent.cli.options import ledger_options, settings
+from kvtally.agent.cli.options import ledger_options, length_ns, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kvtally.agent.config import Config
     from kvtally.agent.export.figures import Snapshot
-
-_NANO = 10**9
 
 
 @click.command(
@@ -95,13 +93,8 @@ def _snapshot(config: Config, url: str) -> Snapshot | None:
     from kvtally.agent.export.figures import snapshot  # noqa: PLC0415  # as above
     from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
 
-    windows = {name: round(window_seconds(name) * _NANO) for name in config.export.windows}
+    windows = {name: length for name in config.export.windows if (length := length_ns(name))}
     with LedgerReader(url) as reader, reader.snapshot():
         book = book_of(reader, config)
         payment = Payment(config.rates.term, config.rates.site)
         return snapshot(reader, book, payment, windows, opencost=config.export.opencost)
-
-
-def window_seconds(text: str) -> float:
-    """Seconds of a length of time such as 90m."""
-    return float(text[:-1]) * {"m": 60, "h": 3600, "d": 86400}[text[-1]]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from kvtally.agent.config import Config
 
-_RELATIVE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)([smhdw])")
+_LENGTH = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)([smhdw])")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _NANO = 10**9
 _LATEST_SECONDS = 2**63 // _NANO  # the year 2262: what 64 bits of nanoseconds hold
@@ -75,11 +75,16 @@ def settings(config_path: str | None, ledger: str | None) -> tuple[Config, str]:
     return config, ledger_url(ledger, config, os.environ)
 
 
+def length_ns(text: str) -> int | None:
+    """A length of time such as 90m or 1.5h, in nanoseconds; None if it is none."""
+    found = _LENGTH.fullmatch(text)
+    return int(Decimal(found[1]) * _UNIT_SECONDS[found[2]] * _NANO) if found else None
+
+
 def instant_ns(option: str, text: str, newest_ns: int) -> int:
     """A point in time as unix nanoseconds from 1970 to 2262; click.UsageError names the option if it is none."""
-    relative = _RELATIVE.fullmatch(text)
-    if relative:
-        back_ns = int(Decimal(relative[1]) * _UNIT_SECONDS[relative[2]] * _NANO)
+    back_ns = length_ns(text)
+    if back_ns is not None:
         return max(newest_ns - back_ns, 0)  # before everything is everything
     at_ns = _unix_ns(text)
     if at_ns is None:
