@@ -1,16 +1,52 @@
-"""Two scrapes become one interval: the only place where counters turn into differences."""
+"""Two scrapes of one target become one interval."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvtally.agent.difference import (
+    BACKWARDS,
+    IMPOSSIBLE,
+    MISSING,
+    TOLD_TO_RESET,
+    UNASKED,
+    differences,
+    fell_to_begin_anew,
+)
 from kvtally.agent.finding import Finding, utc_text
 from kvtally.agent.identity import FAMILIES, Identity, check
+from kvtally.agent.part_sums import part_sums
 from kvtally.collectors.quantities import QUANTITIES
 
 if TYPE_CHECKING:
-    from kvtally.collectors.base import Kind, Reading
+    from collections.abc import Mapping
+
+    from kvtally.agent.difference import Values
+    from kvtally.agent.part_sums import Parts
+    from kvtally.collectors.base import Reading
+
+__all__ = [
+    "ASLEEP_AT_END",
+    "ASLEEP_AT_START",
+    "BACKWARDS",
+    "BORN",
+    "BUSY_AT_END",
+    "BUSY_AT_START",
+    "DROPPED",
+    "GAUGES_UNKNOWN",
+    "IDENTITY_BROKEN",
+    "IDENTITY_OK",
+    "IMPOSSIBLE",
+    "RESET",
+    "UNASKED",
+    "Interval",
+    "State",
+    "appeared",
+    "born",
+    "close",
+    "opened",
+]
 
 # Flags of an interval, as bits of one integer
 BUSY_AT_START = 1  # requests were running or waiting
@@ -23,41 +59,16 @@ BORN = 64  # the engine started while kvtally watched: the interval begins at it
 IDENTITY_OK = 128
 IDENTITY_BROKEN = 256  # neither bit: this version offers no identity to check
 
-# in a state: a quantity whose count so far nobody knows, since the page showed no number for it, or since this kvtally
-# reads what the one before did not. The next value is a baseline
-UNASKED = float("nan")
-
-MISSING = "counter_missing"
-BACKWARDS = "counter_backwards"
-IMPOSSIBLE = "counter_impossible"
 _FAULTS = {
     BACKWARDS: "went backwards although its process did not restart: its values are unknown from here on, and nothing "
     "more is counted until it passes its highest one",
     IMPOSSIBLE: "shows more than anything can have counted: its values are unknown until it comes down again",
 }
-# A sum of floats that is taken in another order differs in its last bits: in multiprocess mode vLLM adds up the files
-# of its processes as the folder lists them. A token less in ten thousand billion is no restart either way.
-NOISE = 1 - 1e-13
-INTEGER_MAX = 2**63  # what the ledger's integers hold; a page may show anything
-
-_COUNTS = {kind: tuple(q.type != "gauge" for q in quantities) for kind, quantities in QUANTITIES.items()}
-_OWN = {kind: tuple(q.type == "counter" for q in quantities) for kind, quantities in QUANTITIES.items()}
-_SCALES = {kind: tuple(q.scale for q in quantities) for kind, quantities in QUANTITIES.items()}
-_RULES = {
-    kind: tuple((q.type != "gauge", q.type == "integral", q.scale) for q in quantities)
-    for kind, quantities in QUANTITIES.items()
-}
-# LMCache by POST /metrics/reset, Storage Scale by `mmpmon reset`, Lustre by `lctl set_param … clear`
-_TOLD_TO_RESET = frozenset({"cache", "filesystem", "gateway"})
 _ENGINE = {quantity.name: position for position, quantity in enumerate(QUANTITIES["engine"])}
 _RUNNING, _WAITING, _AWAKE = (_ENGINE[name] for name in ("running_requests", "waiting_requests", "awake"))
 DROPPED = "event_bus_dropped_events"  # a detail of LMCache's server: what it lost before it was counted
 _HOUR_NS = 3_600_000_000_000
 _WORK = tuple(_ENGINE[name] for name in ("steps", "generated_tokens", "prompt_tokens"))
-
-
-Values = tuple[float | None, ...]
-Parts = Mapping[str, Values]
 
 
 class State(NamedTuple):
@@ -105,7 +116,7 @@ def opened(reading: Reading, taken_at_ns: int) -> State:
         reading.epoch,
         reading.session,
         reading.detail_names,
-        reading.details,
+        reading.details if isfinite(sum(reading.details)) else (),
         reading.parts,
         busy,
     )
@@ -160,168 +171,72 @@ def close(
     """
     if taken_at_ns <= previous.taken_at_ns:
         raise ValueError(f"scrape at {taken_at_ns} is not after {previous.taken_at_ns}")
-    kind = reading.kind
-    target = f"{kind}/{reading.name}"
+    target = f"{reading.kind}/{reading.name}"
     reset = _began_anew(previous, reading)
     behind: dict[str, str] = {}
-    parts = reading.parts
-    kept = reading.values
+    kept, parts = reading.values, reading.parts
     if parts is None:
-        differences, kept = _differences(previous, reading, reset, behind)
+        is_new_session = reading.session != previous.session
+        values, kept = differences(
+            reading.kind, previous.values, kept, behind, reset=reset, is_new_session=is_new_session
+        )
     else:
-        differences, parts = _part_differences(kind, previous.parts or {}, reading)
+        values, parts = part_sums(previous.parts or {}, reading, previous.behind, behind)
     details, names, kept_details = _detail_differences(previous, reading, reset, behind)
     flags, began_ns = RESET if reset else 0, None
     if reset and reading.epoch is not None and previous.taken_at_ns < reading.epoch * 1e9 < taken_at_ns:
         began_ns = round(reading.epoch * 1e9)
+    interval = Interval(previous.taken_at_ns, taken_at_ns, tuple(values), details, flags, missed, began_ns)
     findings = [
         _unusable(target, name, why, previous, taken_at_ns)
         for name, why in behind.items()
         if why != MISSING and previous.behind.get(name) != why
     ]
     moved = False
-    if kind == "engine":
-        flags |= _state_flags(previous.values, reading.values)
-        moved = bool(flags & BUSY_AT_END) or any(differences[at] for at in _WORK)
-        if reset:
-            findings.append(_restarted(target, previous, began_ns, taken_at_ns))
-        if reset or previous.behind.keys().isdisjoint(FAMILIES):
-            # else one of the families covers more time than the others
-            identity = check(reading.attributes.get("version"), differences, reading.detail_names, details)
-            if identity.state is Identity.OK:
-                flags |= IDENTITY_OK
-            elif identity.state is Identity.BROKEN:
-                flags |= IDENTITY_BROKEN
-                findings.append(
-                    Finding("identity_broken", "error", target, previous.taken_at_ns, taken_at_ns, identity.message)
-                )
-    elif kind == "cache" and _has_dropped(previous, reading, reset=reset):
+    if reading.kind == "engine":
+        interval, found = _judged(interval, target, previous, reading)
+        findings += found
+        moved = bool(interval.flags & BUSY_AT_END) or any(values[at] for at in _WORK)
+    elif reading.kind == "cache" and _has_dropped(previous, reading, reset=reset):
         findings.append(_lower_bound(target, previous.taken_at_ns))
-    interval = Interval(previous.taken_at_ns, taken_at_ns, tuple(differences), details, flags, missed, began_ns)
     # a page that does not tell its start once does not end the epoch
     epoch = previous.epoch if reading.epoch is None and not reset else reading.epoch
     state = State(taken_at_ns, kept, epoch, reading.session, names, kept_details, parts, moved, behind)
     return interval, state, findings
 
 
+def _judged(interval: Interval, target: str, previous: State, reading: Reading) -> tuple[Interval, list[Finding]]:
+    """An engine's interval with what its gauges and the identity say of it, and findings of a restart and a breach."""
+    flags = interval.flags | _state_flags(previous.values, reading.values)
+    findings: list[Finding] = []
+    reset = interval.flags & RESET
+    if reset:
+        findings.append(_restarted(target, previous, interval))
+    if reset or previous.behind.keys().isdisjoint(FAMILIES):
+        # else one of the families covers more time than the others
+        version = reading.attributes.get("version")
+        identity = check(version, interval.values, reading.detail_names, interval.details)
+        if identity.state is Identity.OK:
+            flags |= IDENTITY_OK
+        elif identity.state is Identity.BROKEN:
+            flags |= IDENTITY_BROKEN
+            span = (interval.start_ns, interval.end_ns)
+            findings.append(Finding("identity_broken", "error", target, *span, identity.message))
+    return interval._replace(flags=flags), findings
+
+
 def _began_anew(previous: State, reading: Reading) -> bool:
     """Whether the source's counts began anew since the previous scrape.
 
-    A start marker decides where there is one. Without one (multiprocess mode), two counters that fall together are
-    a restart; one alone is a counter that lies, unless its collector began anew as well (a GPU's energy counts from
-    the loading of the driver, which no open handle survives).
-
-    Some sources can be told to begin anew while they run: there the marker says nothing, and one counter that falls
-    while none rises is enough.
+    A start marker decides where there is one; of sources that can be told to begin anew while they run, one that
+    stays says nothing.
     """
-    is_told = reading.kind in _TOLD_TO_RESET
+    is_told = reading.kind in TOLD_TO_RESET
     if reading.epoch is not None and previous.epoch is not None and (reading.epoch != previous.epoch or not is_told):
         return reading.epoch != previous.epoch
-    fallen, risen = _moved(reading.kind, reading.values, previous.values, previous.behind if is_told else {})
-    return fallen > 1 or (fallen == 1 and (reading.session != previous.session or (is_told and not risen)))
-
-
-def _fallen(kind: Kind, values: Values, before: Values) -> int:
-    """How many of a source's own counters are lower than before."""
-    return _moved(kind, values, before)[0]
-
-
-def _moved(kind: Kind, values: Values, before: Values, behind: Mapping[str, str] = {}) -> tuple[int, int]:
-    """How many of a source's own counters are lower than before, and how many are higher.
-
-    Of one that is known to have gone backwards, what is kept is its highest value, and tells nothing here.
-    """
-    fallen = risen = 0
-    for quantity, own, current, was in zip(QUANTITIES[kind], _OWN[kind], values, before, strict=True):
-        if own and current is not None and was is not None and behind.get(quantity.name) != BACKWARDS:
-            fallen += current < was * NOISE
-            risen += current > was
-    return fallen, risen
-
-
-def _differences(
-    previous: State, reading: Reading, reset: bool, behind: dict[str, str]
-) -> tuple[list[int | None], Values]:
-    """Differences (gauges as they are) and the raw values to keep; `behind` takes those that stay as they were."""
-    session_new = reading.session != previous.session
-    steady = not reset and not session_new
-    differences: list[int | None] = []
-    kept: list[float | None] = []
-    for position, (current, before, (counts, integral, scale)) in enumerate(
-        zip(reading.values, previous.values, _RULES[reading.kind], strict=True)
-    ):
-        difference: int | None
-        keep, why = current, ""
-        if not counts:
-            # a page may show anything
-            difference = None if current is None or abs(current * scale) >= INTEGER_MAX else round(current * scale)
-        elif steady and current is not None and before is not None and 0 <= (current - before) * scale < INTEGER_MAX:
-            # nearly all of them, nearly always; an UNASKED one compares false
-            difference = round(current * scale) - round(before * scale)
-        else:
-            # where counting began anew the old value means nothing; a family that was not there had counted nothing
-            base = None if (session_new if integral else reset) else before
-            difference, keep, why = _difference(base, current, integral=integral, scale=scale)
-        if why:
-            behind[QUANTITIES[reading.kind][position].name] = why
-        differences.append(difference)
-        kept.append(keep)
-    return differences, tuple(kept)
-
-
-def _difference(
-    base: float | None, current: float | None, *, integral: bool, scale: float
-) -> tuple[int | None, float | None, str]:
-    """A counter's difference, the raw value to keep, and why the value cannot be used; "" if it can."""
-    was_told = base is not None and base == base  # noqa: PLR0124  # UNASKED is NaN
-    if current is None or current != current:  # noqa: PLR0124  # NaN: shown, and not to be read
-        # on the first page the second is no count of nothing: what it shows later is a baseline
-        return None, current if base is None else base, MISSING if was_told else ""
-    if base is not None and not was_told:
-        return None, current, ""
-    if base is None or (integral and current < base):
-        base = 0.0  # a collector's own sums fall only where they begin anew
-    if base * NOISE <= current < base:
-        current = base  # the same sum in another order
-    if current < base:
-        return None, base, BACKWARDS
-    if (current - base) * scale < INTEGER_MAX:
-        return round(current * scale) - round(base * scale), current, ""
-    return None, base, IMPOSSIBLE
-
-
-def _part_differences(kind: Kind, before: Parts, reading: Reading) -> tuple[list[int | None], Parts]:
-    """Sum the differences of parts: one that is new counts whole, one that is gone has been counted.
-
-    A part that may not be read makes the sum unknown; one that was read before and is not now is counted later.
-    """
-    totals: list[int | None] = [
-        None if gauge is None or counts else round(gauge * scale)
-        for gauge, counts, scale in zip(reading.values, _COUNTS[kind], _SCALES[kind], strict=True)
-    ]
-    hidden: set[int] = set()
-    kept: dict[str, Values] = {}
-    for key, values in (reading.parts or {}).items():
-        was = before.get(key)
-        if was is not None and len(was) != len(values):
-            was = (UNASKED,) * len(values)  # kept by a kvtally with other quantities
-        if was is None or _fallen(kind, values, was) > 1:
-            was = (0.0,) * len(values)  # it began after the previous scrape
-        now = list(values)
-        for position, (current, base, scale) in enumerate(zip(values, was, _SCALES[kind], strict=True)):
-            if not _COUNTS[kind][position]:
-                continue
-            if current is None:
-                if base is None:
-                    hidden.add(position)
-                # of one that was never read, nothing is known from here on
-                now[position] = base if key in before else None
-            elif base is not None and current < base:
-                now[position] = base
-            elif base is not None and base == base:  # noqa: PLR0124  # UNASKED is NaN
-                totals[position] = (totals[position] or 0) + round(current * scale) - round(base * scale)
-        kept[key] = tuple(now)
-    return [None if position in hidden else total for position, total in enumerate(totals)], kept
+    backwards = {name for name, why in previous.behind.items() if why == BACKWARDS}
+    is_new_session = reading.session != previous.session
+    return fell_to_begin_anew(reading.kind, previous.values, reading.values, backwards, is_new_session=is_new_session)
 
 
 def _detail_differences(
@@ -329,7 +244,7 @@ def _detail_differences(
 ) -> tuple[tuple[int, ...] | None, tuple[str, ...], tuple[float, ...]]:
     """Differences of the secondary counters or None, and the names and values to keep."""
     names, details = reading.detail_names, reading.details
-    if len(details) != len(names):
+    if len(details) != len(names) or not isfinite(sum(details)):
         behind["details"] = MISSING
         return None, previous.detail_names, previous.details
     if reset:
@@ -400,9 +315,9 @@ def _lower_bound(target: str, at_ns: int) -> Finding:
     )
 
 
-def _restarted(target: str, previous: State, began_ns: int | None, taken_at_ns: int) -> Finding:
+def _restarted(target: str, previous: State, interval: Interval) -> Finding:
     # the kernel tells its boot in whole seconds, so a process start may read up to one early
-    until_ns = taken_at_ns if began_ns is None else min(began_ns + 1_000_000_000, taken_at_ns)
+    until_ns = interval.end_ns if interval.began_ns is None else min(interval.began_ns + 1_000_000_000, interval.end_ns)
     span = f"{(until_ns - previous.taken_at_ns) / 1e9:.1f} s from {utc_text(previous.taken_at_ns)}"
     if previous.moved:
         return Finding(

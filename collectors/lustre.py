@@ -73,14 +73,23 @@ class Lustre:
             folder = Path(root, kind)
             try:
                 names = [name for name in sorted(os.listdir(folder)) if self._folders[kind].fullmatch(name)]  # noqa: PTH208  # names
-                found = [(name, (folder / name / "stats").read_text(encoding="ascii")) for name in names]
+                texts = [(name, _text(folder / name / "stats")) for name in names]
             except FileNotFoundError:
                 continue
             except PermissionError:
                 raise NoData(f"{folder} may not be read", DENIED) from None
+            found = [(name, parse_stats(text)) for name, text in texts if text is not None]
             if found:
-                yield from ((name, parse_stats(text)) for name, text in found)
+                yield from found
                 return
+
+
+def _text(path: Path) -> str | None:
+    """A stats file; None for one that went since its folder was listed: the others count on."""
+    try:
+        return path.read_text(encoding="ascii")
+    except FileNotFoundError:
+        return None
 
 
 def _sum(stats: Mapping[str, tuple[int, int]], name: str) -> int:

@@ -185,6 +185,17 @@ def test_a_number_too_large_for_its_unit_is_unknown_whether_it_is_a_counter_or_a
     assert value(interval, "running_requests") is None
 
 
+def test_seconds_that_no_number_of_nanoseconds_holds_are_unknown_from_the_first_page_on() -> None:
+    intervals, _, findings = follow([page(request_ns=one) for one in (1e300, 1e300, 5.0, 6.0)])
+    assert [value(one, "request_ns") for one in intervals] == [None, None, SECOND]
+    assert [one.kind for one in findings] == ["counter_impossible"]
+
+
+def test_a_gauge_that_is_not_a_number_is_unknown() -> None:
+    (interval,), _, _ = follow([page(), page(kv_usage_ppm=math.nan)])
+    assert value(interval, "kv_usage_ppm") is None
+
+
 @pytest.mark.parametrize("name", ["running_requests", "steps"])
 def test_the_largest_number_of_64_bits_is_known_and_the_next_is_not(name: str) -> None:
     below = math.nextafter(2.0**63, 0)
@@ -490,6 +501,17 @@ def test_details_that_go_backwards_are_unknown_and_counted_up_to_their_highest_v
     assert [one.kind for one in findings] == ["counter_backwards"]
 
 
+@pytest.mark.parametrize("absurd", [math.inf, -math.inf, math.nan])
+def test_details_that_are_no_numbers_are_as_those_that_a_page_does_not_tell(absurd: float) -> None:
+    readings = [detailed("a b", 5.0, 1.0), detailed("a b", absurd, 1.0), detailed("a b", 9.0, 2.0)]
+    intervals, _, findings = follow(readings)
+    assert [one.details for one in intervals] == [None, (4, 1)]
+    assert findings == []
+    # nor are they a baseline
+    intervals, _, _ = follow([*readings[1:], detailed("a b", 9.0, 3.0)])
+    assert [one.details for one in intervals] == [(0, 0), (0, 1)]
+
+
 def test_a_page_that_contradicts_itself_right_after_a_restart_has_unknown_details() -> None:
     (interval,), _, _ = follow([detailed("a", 5.0), detailed("a", -1.0, epoch=1500.0)])
     assert interval.details is None
@@ -605,103 +627,6 @@ def test_an_energy_counter_that_falls_under_an_open_handle_lies() -> None:
     intervals, _, findings = follow([gpu(energy_mj=9e12), gpu(energy_mj=0.0), gpu(energy_mj=9e12 + 7)])
     assert [value(one, "energy_mj", "gpu") for one in intervals] == [None, 7]
     assert [one.target for one in findings] == ["gpu/GPU-a"]
-
-
-def tree(**parts: tuple[float | None, float | None] | None) -> Reading:
-    """A process tree: CPU seconds and bytes read of each process."""
-    counted = {key: (pair[0], None, None, pair[1], None, None, None) for key, pair in parts.items() if pair}
-    return reading("process", absent=None, processes=float(len(counted)), resident_bytes=4096.0, parts=counted)
-
-
-def test_processes_that_come_count_whole_and_those_that_go_keep_what_they_had_counted() -> None:
-    readings = [
-        tree(a=(100.0, 5.0)),
-        tree(a=(101.5, 5.0), b=(0.25, 8.0)),
-        tree(b=(0.5, 9.0)),
-        tree(b=(0.5, 9.0), c=(0.0, 0.0)),
-    ]
-    intervals, _, findings = follow(readings)
-    assert [value(one, "cpu_ns", "process") for one in intervals] == [1_750_000_000, 250_000_000, 0]
-    assert [value(one, "read_bytes", "process") for one in intervals] == [8, 1, 0]
-    assert [value(one, "processes", "process") for one in intervals] == [2, 1, 2]
-    assert value(intervals[0], "resident_bytes", "process") == 4096
-    assert findings == []
-
-
-def test_counters_that_no_process_tells_are_unknown() -> None:
-    (interval,), _, _ = follow([tree(a=(1.0, None)), tree(a=(2.0, None))])
-    assert value(interval, "cpu_ns", "process") == SECOND
-    assert value(interval, "read_bytes", "process") is None
-    assert value(interval, "write_bytes", "process") is None
-
-
-def test_one_process_that_may_not_be_read_makes_the_sum_of_all_unknown() -> None:
-    intervals, _, _ = follow([tree(a=(1.0, 3.0), b=(1.0, None))] * 2 + [tree(a=(1.0, 9.0))])
-    assert [value(one, "read_bytes", "process") for one in intervals] == [None, 6]
-    assert [value(one, "cpu_ns", "process") for one in intervals] == [0, 0]
-
-
-def test_a_process_that_becomes_readable_gives_a_baseline() -> None:
-    readings = [tree(a=(1.0, None)), tree(a=(1.0, 5000.0)), tree(a=(1.0, 5002.0))]
-    intervals, _, _ = follow(readings)
-    assert [value(one, "read_bytes", "process") for one in intervals] == [None, 2]
-
-
-def test_a_value_that_one_process_lacks_once_is_counted_later() -> None:
-    readings = [tree(a=(1.0, 10.0), b=(1.0, 10.0)), tree(a=(1.0, None), b=(1.0, 12.0)), tree(a=(1.0, 15.0))]
-    intervals, _, _ = follow(readings)
-    assert [value(one, "read_bytes", "process") for one in intervals] == [2, 5]
-
-
-def test_a_counter_of_one_process_that_falls_alone_is_not_counted_twice() -> None:
-    readings = [tree(a=(4.0, 10.0)), tree(a=(5.0, 3.0)), tree(a=(5.0, 11.0))]
-    intervals, _, _ = follow(readings)
-    assert [value(one, "cpu_ns", "process") for one in intervals] == [SECOND, 0]
-    assert [value(one, "read_bytes", "process") for one in intervals] == [None, 1]
-
-
-def test_a_part_whose_counters_fall_together_began_anew() -> None:
-    # a cgroup is made again under its old name when its service restarts
-    (interval,), _, _ = follow([tree(a=(4.0, 10.0)), tree(a=(0.5, 3.0))])
-    assert value(interval, "cpu_ns", "process") == 500_000_000
-    assert value(interval, "read_bytes", "process") == 3
-
-
-def test_parts_kept_by_a_kvtally_with_other_quantities_give_a_baseline() -> None:
-    state = opened(tree(a=(4.0, 10.0)), 2000 * SECOND)._replace(parts={"a": (4.0, None, None)})
-    intervals, _, _ = follow([tree(a=(5.0, 10.0)), tree(a=(6.0, 11.0))], state)
-    assert [value(one, "cpu_ns", "process") for one in intervals] == [None, SECOND]
-    assert [value(one, "read_bytes", "process") for one in intervals] == [None, 1]
-
-
-@given(
-    st.dictionaries(
-        st.sampled_from("abcde"),
-        st.tuples(
-            st.integers(0, 5),
-            st.lists(st.none() | st.integers(0, 10**12), min_size=1, max_size=6),
-        ),
-        max_size=5,
-    )
-)
-def test_every_process_counts_from_its_birth_or_the_first_scrape_to_its_last_value(
-    lives: dict[str, tuple[int, list[int | None]]],
-) -> None:
-    """A life: the scrape at which the process appears, and what each scrape from there on reads of it."""
-    moments = 12
-    shown: list[dict[str, tuple[float | None, float | None]]] = [{} for _ in range(moments)]
-    expected = 0
-    for key, (first, increments) in lives.items():
-        counted, before = 0, 0
-        for offset, increment in enumerate(increments):
-            readable = increment is not None or offset == 0  # what was never read is another test
-            counted += increment or 0
-            shown[first + offset][key] = (counted / 100, float(counted)) if readable else (counted / 100, None)
-            if readable:
-                before = counted
-        expected += before - (increments[0] or 0 if first == 0 else 0)
-    intervals, _, _ = follow([tree(**one) for one in shown])
-    assert total(intervals, "read_bytes", "process") == expected
 
 
 def asked(state: State, *names: str) -> State:

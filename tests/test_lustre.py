@@ -90,6 +90,28 @@ def test_another_mount_of_it_counts_whole_and_one_that_goes_takes_nothing_away(h
     assert close(state, host.reader().collect()[0], 20)[0].values == (0, 0, 0, 0, 0, 0, 70, 0)
 
 
+def test_a_mount_that_goes_while_it_is_read_hides_no_other(host: Host) -> None:
+    host.stats("llite", MOUNT, LLITE)
+    host.stats("osc", target(0), OSC)
+    state = opened(host.reader().collect()[0], 10)
+    going = host.lustre / "llite" / "work-ffff88105db50000"
+    going.mkdir()  # listed, and its stats are there no more
+    _, state, _ = close(state, host.reader().collect()[0], 20)
+    going.rmdir()
+    # what the other has read since it was mounted is not counted again
+    assert close(state, host.reader().collect()[0], 30)[0].values == (0,) * 8
+
+
+def test_a_mount_whose_only_count_is_cleared_counts_from_nothing(host: Host) -> None:
+    line = NOTHING_YET + "read_bytes 9 samples [bytes] 1 2 {}\n"
+    host.stats("llite", MOUNT, line.format(4000))
+    state = opened(host.reader().collect()[0], 10)
+    host.stats("llite", MOUNT, line.format(70))  # lctl set_param llite.*.stats=clear
+    interval, _, findings = close(state, host.reader().collect()[0], 20)
+    assert interval.values[6:] == (70, 0)
+    assert findings == []
+
+
 def test_where_one_side_is_not_shown_its_quantities_are_unknown(host: Host) -> None:
     host.stats("llite", MOUNT, LLITE)
     state = opened(host.reader().collect()[0], 10)
