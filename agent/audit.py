@@ -29,7 +29,8 @@ _FLAG = {Identity.OK: IDENTITY_OK, Identity.BROKEN: IDENTITY_BROKEN, Identity.UN
 def audit(reader: LedgerReader, book: RateBook) -> list[Finding]:
     """Check everything, as of one instant; an empty list is a sound ledger. LedgerError if it cannot be read."""
     with reader.snapshot():
-        about = Ledger(reader, book, reader.targets(), dict(reader.rates()), ask.clock_steps(reader))
+        steps, whole_from_ns = ask.clock_steps(reader), reader.whole_hours_from()
+        about = Ledger(reader, book, reader.targets(), dict(reader.rates()), steps, whole_from_ns)
         return [finding for one in CHECKS for finding in _first(one(about))]
 
 

@@ -35,6 +35,11 @@ class Ledger(NamedTuple):
     targets: Mapping[int, Target]
     rates: Mapping[int, Rate]
     clock_steps: Sequence[tuple[int, int]]
+    whole_from_ns: int | None  # the first hour of which every raw engine interval is there; None: none is there at all
+
+    def can_settle_again(self, hour: SettledHour) -> bool:
+        """Whether this is the newest revision of its hour, and all raw intervals of the hour are there."""
+        return hour.newest and self.whole_from_ns is not None and hour.start_ns >= self.whole_from_ns
 
     def name(self, target_id: int) -> str:
         """A target as findings name it."""
@@ -101,8 +106,7 @@ def _runs(about: Ledger, hour: SettledHour, entry: Mapping[str, Any]) -> int:
 
 def _overtaken(about: Ledger, hour: SettledHour) -> Iterator[Finding]:
     """The newest revision of an hour has all the time of its raw intervals, as long as these are there."""
-    whole_from_ns = about.reader.whole_hours_from() if hour.newest else None
-    if whole_from_ns is None or hour.start_ns < whole_from_ns:
+    if not about.can_settle_again(hour):
         return
     settled = {entry["target_id"]: sum(entry["state_ns"].values()) for entry in hour.entries}
     for target_id, covered_ns in sorted(ask.covered(about.reader, hour.start_ns).items()):
@@ -236,8 +240,7 @@ def prices(about: Ledger, one: Settled) -> Iterator[Finding]:
 
 def _superseded(about: Ledger, one: Settled, charge: Mapping[str, Any], rate: Rate) -> bool:
     """Whether the newest revision of an hour, which could be settled again, has a price that the book has no more."""
-    whole_from_ns = about.reader.whole_hours_from() if one.hour.newest else None
-    if one.replica is None or whole_from_ns is None or one.hour.start_ns < whole_from_ns:
+    if one.replica is None or not about.can_settle_again(one.hour):
         return False
     asked = (rate.resource, charge["sku"], one.replica.term, one.replica.site)
     try:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from kvtally.agent.accounts import Payment, Window, facts_of, hour_of
+from kvtally.agent.ledger import settled
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.price import FOREVER_NS
 
@@ -102,8 +103,7 @@ def settle(
     """
     begun = reader.begun(hour_ns, hour_ns + HOUR_NS).get(hour_ns, 0)
     facts = facts_of(reader, Window(hour_ns, hour_ns + HOUR_NS), book, payment, use_settled=False)
-    before = reader.settlements(hour_ns, hour_ns + 1)
-    revision = before[hour_ns][0] + 1 if hour_ns in before else 1
+    revision = settled.revisions(reader, hour_ns, hour_ns + 1).get(hour_ns, 0) + 1
     # a packaged price of 0 takes on the ledger's currency, so that is no part of the key
     ids = {rate._replace(currency=""): rate_id for rate_id, rate in reader.rates()}
     charges = [charge for one in facts for charge in _charges(one, hour_ns, revision, ids)]
@@ -167,9 +167,9 @@ def prune_before(reader: LedgerReader, keep_ns: int) -> dict[str, int]:
     if extent is None or raw_from is None:
         return {}
     limit = hour_of(extent[1] - keep_ns)
-    settled = reader.settlements(hour_of(raw_from), limit) if limit > raw_from else {}
+    done = settled.revisions(reader, hour_of(raw_from), limit)
     before = hour_of(raw_from)
-    while before < limit and before in settled:
+    while before in done:
         before += HOUR_NS
     return reader.prune(before) if before > raw_from else {}
 
@@ -179,7 +179,7 @@ def settle_again(reader: LedgerReader, from_ns: int, book: RateBook, payment: Pa
     extent, whole_from = reader.extent(), reader.whole_hours_from()
     if extent is None:
         return 0, 0
-    hours = sorted(hour for hour in reader.settlements(0, extent[1]) if hour + HOUR_NS > from_ns)
+    hours = [hour for hour in settled.revisions(reader, 0, extent[1]) if hour + HOUR_NS > from_ns]
     kept = [hour for hour in hours if whole_from is not None and hour >= whole_from]
     settle_hours(reader, kept, extent[1], book, payment, reason="a price was added")
     return len(kept), len(hours) - len(kept)

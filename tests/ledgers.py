@@ -8,6 +8,7 @@ import signal
 import tempfile
 from contextlib import closing
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ from kvtally.collectors.quantities import QUANTITIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from sqlalchemy import RowMapping
 
 SECOND = 1_000_000_000
 HOUR = 3600 * SECOND
@@ -55,6 +58,23 @@ def url_of(path: str) -> str:
 
 def reader_of(path: str) -> LedgerReader:
     return LedgerReader(url_of(path))
+
+
+def charges_of(reader: LedgerReader, start_ns: int = 0, end_ns: int = 2**62) -> list[RowMapping]:
+    """Charges of the hours in [start_ns, end_ns), every revision, by the hour and as they were written."""
+    query = "SELECT * FROM charge WHERE period_start_ns >= ? AND period_start_ns < ? ORDER BY period_start_ns, id"
+    return list(reader.connection.exec_driver_sql(query, (start_ns, end_ns)).mappings())
+
+
+def steps_of(reader: LedgerReader, ask: Callable[[], object]) -> int:
+    """How many steps SQLite's machine takes for a question: what it costs, on any computer."""
+    taken = count()
+    connection = reader.connection.connection.driver_connection
+    assert connection is not None
+    connection.set_progress_handler(lambda: next(taken) < 0, 1)
+    ask()
+    connection.set_progress_handler(None, 0)
+    return next(taken)
 
 
 class FakeEngine:

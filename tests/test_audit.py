@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import event
 from tests.ledgers import (
     HOUR,
     RATES,
@@ -17,6 +18,7 @@ from tests.ledgers import (
     Deployment,
     FakeEngine,
     FakeGpu,
+    charges_of,
     new_ledger,
     rate,
     reader_of,
@@ -84,6 +86,15 @@ def broken(path: str, *statements: str) -> None:
 
 def test_a_sound_ledger_has_no_findings(path: str) -> None:
     assert found(path) == []
+
+
+def test_from_which_hour_on_intervals_are_whole_is_asked_once_for_all_charges(path: str) -> None:
+    asked: list[str] = []
+    with reader_of(path) as reader:
+        assert len(charges_of(reader)) > 50
+        event.listen(reader.connection, "before_cursor_execute", lambda _, __, statement, *___: asked.append(statement))
+        audit(reader, book_of(reader))
+    assert asked.count("SELECT min(engine_interval.start_ns) AS min_1 \nFROM engine_interval") == 1
 
 
 def test_an_empty_ledger_has_no_findings(tmp_path: Path) -> None:
@@ -346,7 +357,7 @@ def test_energy_and_memory_are_charged_for_what_is_held_and_used(tmp_path: Path)
         reader.add_rates(book.rates)
         settle(reader, START, book, PAYMENT)
         assert audit(reader, book) == []
-        charged = {charge["resource"] for charge in reader.charges(START, START + HOUR)}
+        charged = {charge["resource"] for charge in charges_of(reader)}
     assert charged == {"gpu", "energy", "dram", "storage"}
     for resource in charged:
         broken(path, f"UPDATE charge SET amount_nano = amount_nano + 20 WHERE resource = '{resource}'")
@@ -372,7 +383,7 @@ def test_what_is_reserved_and_not_used_is_a_charge_without_a_time(tmp_path: Path
         settle(reader, START, book, PAYMENT)
         assert facts_of(reader, window, book, PAYMENT) == raw
         assert audit(reader, book) == []
-        unused = [charge for charge in reader.charges(START, START + HOUR) if charge["state"] == "unused"]
+        unused = [charge for charge in charges_of(reader) if charge["state"] == "unused"]
     # three of four GPUs all the hour
     assert [(one["target_id"], one["quantity"], one["amount_nano"]) for one in unused] == [
         (None, 3 * HOUR, 5_700_000_000)

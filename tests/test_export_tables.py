@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.command_line import copied
-from tests.ledgers import HOUR, RATES, SECOND, SKU, START, STORY_END, new_ledger, rate, reader_of, tell_story
+from tests.ledgers import (
+    HOUR,
+    RATES,
+    SECOND,
+    SKU,
+    START,
+    STORY_END,
+    charges_of,
+    new_ledger,
+    rate,
+    reader_of,
+    tell_story,
+)
 
 from kvtally.agent.accounts import Payment, Window
 from kvtally.agent.book import book_of, keep_rates
@@ -92,10 +104,8 @@ def test_an_interval_is_in_the_window_in_which_it_starts(story: LedgerReader) ->
 
 def test_settled_charges_are_those_of_the_newest_revision(story: LedgerReader) -> None:
     rows = table(story, "charge")
-    newest = [
-        one for one in story.charges(0, STORY_END) if one["period_start_ns"] != START + HOUR or one["revision"] == 2
-    ]
-    assert len(newest) < len(list(story.charges(0, STORY_END)))
+    newest = [one for one in charges_of(story) if one["period_start_ns"] != START + HOUR or one["revision"] == 2]
+    assert len(newest) < len(charges_of(story))
     assert [row["amount"] for row in rows] == [one["amount_nano"] for one in newest]
     assert {(row["start"], row["revision"]) for row in rows if row["revision"] != 1} == {(START + HOUR, 2)}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.focus_validator import MANDATORY, RULES, billed, faults, rows_of
-from tests.ledgers import HOUR, RATES, SKU, START, STORY_END, new_ledger, rate, reader_of, tell_story
+from tests.ledgers import HOUR, RATES, SKU, START, STORY_END, charges_of, new_ledger, rate, reader_of, tell_story
 
 from kvtally.agent.accounts import Payment, Window
 from kvtally.agent.book import book_of
@@ -124,7 +124,7 @@ def test_every_settled_charge_is_one_row(story: LedgerReader) -> None:
     rows = [row for row in rows_of(exported(story, Window(0, STORY_END))[0]) if row["x_IsSettled"] == "true"]
     charges = [
         (one["period_start_ns"] // 10**9, one["resource"], one["state"], nano_to_text(one["amount_nano"]))
-        for one in story.charges(0, STORY_END)
+        for one in charges_of(story)
     ]
     told = [
         (

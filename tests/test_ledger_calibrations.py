@@ -27,6 +27,7 @@ from kvtally.agent.accounts import Payment
 from kvtally.agent.audit import audit
 from kvtally.agent.calibration import PARAMETERS, Calibration, CalibrationEvidence, Fingerprint
 from kvtally.agent.ledger.errors import LedgerUnreachable
+from kvtally.agent.ledger.settled import revisions
 from kvtally.agent.rates import RateBook
 from kvtally.agent.replica import About
 from kvtally.agent.settlement import settle
@@ -264,7 +265,7 @@ def test_a_saving_without_its_grounds_is_refused_with_its_whole_settlement(path:
     with pytest.raises(LedgerUnreachable, match="FOREIGN KEY"):
         write(path, 2, [{"target_id": target_id, "body": {}, **wrong}])
     with reader_of(path) as reader:
-        assert reader.settlements(START, START + 1)[START][0] == 1
+        assert revisions(reader, START, START + 1) == {START: 1}
         assert reader.savings(0, 2**62) == {}
 
 
@@ -273,7 +274,7 @@ def test_one_replica_has_one_saving_in_a_settlement(path: str) -> None:
     with pytest.raises(LedgerUnreachable, match="UNIQUE"):
         write(path, 2, [{"target_id": target_id, "body": {"point": one}} for one in (1, 2)])
     with reader_of(path) as reader:
-        assert reader.settlements(START, START + 1)[START][0] == 1
+        assert revisions(reader, START, START + 1) == {START: 1}
 
 
 def test_a_settlement_that_is_killed_at_any_statement_is_there_with_its_savings_or_not_at_all(path: str) -> None:

@@ -5,6 +5,7 @@ import sqlite3
 from contextlib import closing
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,12 @@ from tests.ledgers import (
     new_ledger,
     rate,
     reader_of,
+    steps_of,
     url_of,
 )
 
 from kvtally.agent.finding import Finding
+from kvtally.agent.ledger import settled
 from kvtally.agent.ledger.append import LedgerWriter
 from kvtally.agent.ledger.errors import LedgerBusy, LedgerUnreachable
 from kvtally.agent.ledger.place import connect
@@ -33,7 +36,7 @@ from kvtally.agent.price import Rate
 from kvtally.agent.replica import About
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 NAMES = ("10.0.0.1:8000", "10.0.0.2:8000")
 
@@ -175,6 +178,32 @@ def test_findings_come_oldest_first_and_only_those_that_touch_the_window(path: s
         assert reader.findings(0, 2**62, limit=1) == [found[1]]
 
 
+@pytest.mark.parametrize(
+    ("ask", "most"),
+    [
+        (lambda reader: reader.extent(), 100),
+        (lambda reader: reader.findings(START + 9 * HOUR, START + 10 * HOUR), 1000),
+    ],
+    ids=["the extent", "the findings of a window"],
+)
+def test_what_a_report_asks_first_costs_the_same_after_a_long_past(
+    path: str, ask: Callable[[LedgerReader], object], most: int
+) -> None:
+    hours = (
+        "INSERT INTO engine_hour (hour_ns, target_id, intervals, length_ns, missed, flags) VALUES (?, 1, 1, 1, 0, 0)"
+    )
+    told = "INSERT INTO finding (kind, severity, target, start_ns, end_ns, message) VALUES ('a', 'info', '', ?, ?, '')"
+    taken = []
+    with reader_of(path) as reader:
+        reader.connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+        for past in (range(10), range(-5000, 0)):
+            starts = [START + hour * HOUR for hour in past]
+            reader.connection.exec_driver_sql(hours, [(start_ns,) for start_ns in starts])
+            reader.connection.exec_driver_sql(told, [(start_ns, start_ns + SECOND) for start_ns in starts])
+            taken.append(steps_of(reader, partial(ask, reader)))
+    assert taken[0] == taken[1] < most
+
+
 def test_rates_come_back_as_they_were_written(path: str) -> None:
     energy = Rate(
         "energy", "", "hall 1", "owned", "kwh", 92_900_000, "EUR", 5, 9, "ASSUMED", "a bill", "n", None, Decimal("1.54")
@@ -209,18 +238,31 @@ def test_of_a_settlement_whose_charges_cannot_be_written_nothing_is(path: str) -
     with reader_of(path) as reader:
         with pytest.raises(LedgerUnreachable, match="FOREIGN KEY"):
             reader.write_settlement(START, 1, reason="hour closed", intervals=0, facts={"facts": []}, charges=[charge])
-        assert reader.settlements(0, 2**62) == {}
+        assert settled.revisions(reader, 0, 2**62) == {}
         assert reader.settled_hours() == {}
 
 
 def test_the_newest_revision_of_a_settlement_answers(path: str) -> None:
     with reader_of(path) as reader:
         for revision, intervals in ((1, 7), (2, 9)):
-            facts = {"facts": [], "revision": revision}
+            facts: dict[str, object] = {"facts": []}
             reader.write_settlement(START, revision, reason="test", intervals=intervals, facts=facts, charges=[])
-        assert reader.settlements(START, START + 1) == {START: (2, {"facts": [], "revision": 2})}
-        assert reader.settlements(START + 1, START + HOUR) == {}
+        assert settled.revisions(reader, START, START + 1) == {START: 2}
+        assert settled.revisions(reader, START + 1, START + HOUR) == {}
         assert reader.settled_hours() == {START: 9}
+
+
+def test_charges_are_known_by_their_rates(path: str) -> None:
+    charge = {"period_start_ns": START, "revision": 1, "target_id": None, "account": "{}", "resource": "gpu", "sku": ""}
+    charge |= {"state": "idle", "quantity": 1, "unit": "gpu-ns", "rate_id": 2, "amount_nano": 1}
+    with reader_of(path) as reader:
+        reader.add_rates([rate("gpu", price, "gpu-hour", START) for price in ("1", "2", "3")])
+        assert not reader.has_charges_at({1, 2, 3})
+        reader.write_settlement(START, 1, reason="test", intervals=0, facts={"facts": []}, charges=[charge])
+        assert reader.has_charges_at({2})
+        assert reader.has_charges_at({1, 2})
+        assert not reader.has_charges_at({1, 3})
+        assert not reader.has_charges_at(())
 
 
 def test_a_snapshot_does_not_see_what_is_written_meanwhile(path: str) -> None:

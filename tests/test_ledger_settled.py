@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.ledgers import HOUR, RATES, SECOND, START, new_ledger, rate, reader_of, tell_story
+from tests.ledgers import HOUR, RATES, SECOND, START, charges_of, new_ledger, rate, reader_of, tell_story
 
 from kvtally.agent.accounts import Payment, Window, facts_of
 from kvtally.agent.facts import WORK
@@ -50,7 +50,7 @@ def test_revisions_are_the_newest_in_the_order_of_hours(reader: LedgerReader) ->
 def test_what_is_summed_is_what_the_charges_of_the_newest_revisions_come_to(reader: LedgerReader) -> None:
     newest = [
         charge
-        for charge in reader.charges(START, START + 2 * HOUR)
+        for charge in charges_of(reader, START, START + 2 * HOUR)
         if charge["revision"] == HOURS[charge["period_start_ns"]]
     ]
     assert [tuple(row) for row in settled.charges(reader, HOURS)] == [

@@ -16,6 +16,7 @@ from tests.ledgers import (
     Deployment,
     FakeEngine,
     FakeGpu,
+    charges_of,
     killed_at,
     new_ledger,
     rate,
@@ -107,7 +108,7 @@ def test_a_price_change_is_charged_at_its_nanosecond(story: LedgerReader) -> Non
     settle_all(story)
     free = [
         (charge["rate_id"], charge["quantity"], charge["amount_nano"])
-        for charge in story.charges(START + HOUR, START + 2 * HOUR)
+        for charge in charges_of(story, START + HOUR, START + 2 * HOUR)
         if charge["target_id"] is None
     ]
     # 05:30:00.000000007; 2.690000001 x 1800.000000007 s and 3.333333333 x 1799.999999993 s, in nano-units

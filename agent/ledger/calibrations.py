@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import and_, func, insert, select
+from sqlalchemy import insert, select
 from sqlalchemy.dialects import sqlite
 
 from kvtally.agent.calibration import Calibration, calibration_of
@@ -100,23 +100,20 @@ def add_savings(connection: Connection, hour_ns: int, revision: int, savings: It
         connection.execute(insert(schema.saving), rows)
 
 
-def savings(connection: Connection, start_ns: int, end_ns: int) -> dict[tuple[int, int], StoredSaving]:
-    """Savings of the hours in [start_ns, end_ns), by hour and target, each hour's from its newest settlement."""
-    settlement, saving = schema.settlement.c, schema.saving.c
-    newest = (
-        select(settlement.period_start_ns, func.max(settlement.revision).label("revision"))
-        .where(settlement.period_start_ns >= start_ns, settlement.period_start_ns < end_ns)
-        .group_by(settlement.period_start_ns)
-        .subquery()
+def savings(connection: Connection, revisions: Mapping[int, int]) -> dict[tuple[int, int], StoredSaving]:
+    """Savings of these hours by hour and target, each hour's from its revision given."""
+    if not revisions:
+        return {}
+    c = schema.saving.c
+    query = select(c.period_start_ns, c.target_id, c.revision, c.calibration_id, c.body).where(
+        c.period_start_ns >= min(revisions), c.period_start_ns <= max(revisions)
     )
-    joined = and_(saving.period_start_ns == newest.c.period_start_ns, saving.revision == newest.c.revision)
-    columns = (saving.period_start_ns, saving.target_id, saving.revision, saving.calibration_id, saving.body)
-    query = select(*columns).join_from(schema.saving, newest, joined)
     return {
         (hour_ns, target_id): StoredSaving(revision, calibration_id, json.loads(body))
         for hour_ns, target_id, revision, calibration_id, body in connection.execute(
-            query.order_by(saving.period_start_ns, saving.target_id)
+            query.order_by(c.period_start_ns, c.target_id)
         )
+        if revisions.get(hour_ns) == revision
     }
 
 

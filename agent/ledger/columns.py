@@ -9,7 +9,7 @@ from kvtally.collectors.quantities import QUANTITIES
 if TYPE_CHECKING:
     from kvtally.collectors.base import Kind
 
-HEAD_REVISION = "0003"
+HEAD_REVISION = "0004"
 # what one engine interval may be apart from its quantities
 INTERVAL_HEAD = ("start_ns", "target_id", "length_ns", "missed", "flags", "began_ns")
 HOUR_HEAD = ("hour_ns", "target_id", "intervals", "length_ns", "missed", "flags")

@@ -21,13 +21,20 @@ def reach(connection: Connection, kind: Kind, at_ns: int) -> int:
     tell the hour in which that began. A target whose newest interval ends before the instant has none that does.
     """
     hour, target, state = schema.hours[kind].c, schema.target.c, schema.counter_state.c
-    last = (
-        select(func.max(hour.hour_ns).label("hour_ns"))
-        .join_from(schema.hours[kind], schema.target, hour.target_id == target.id)
-        .join(schema.counter_state, (state.kind == target.kind) & (state.name == target.name))
-        .where(hour.hour_ns < at_ns, state.taken_at_ns > at_ns)
-        .group_by(target.name)
-        .subquery()
+    # one look into the index for each row of `target`: joined and grouped, every hour before the instant would be read
+    of_row = (
+        select(func.max(hour.hour_ns))
+        .where(hour.target_id == target.id, hour.hour_ns < at_ns)
+        .correlate(schema.target)
+        .scalar_subquery()
     )
-    first = connection.execute(select(func.min(last.c.hour_ns))).scalar()
+    of_target = (
+        select(func.max(of_row))
+        .where(target.kind == state.kind, target.name == state.name)
+        .correlate(schema.counter_state)
+        .scalar_subquery()
+    )
+    first = connection.execute(
+        select(func.min(of_target)).where(state.kind == kind, state.taken_at_ns > at_ns)
+    ).scalar()
     return at_ns if first is None else first

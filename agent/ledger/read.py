@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool
 
 from kvtally.agent.facts import VLLM, EngineRow, Evidence, Replica
 from kvtally.agent.finding import Finding
-from kvtally.agent.ledger import calibrations, schema
+from kvtally.agent.ledger import calibrations, schema, settled
 from kvtally.agent.ledger.columns import HEAD_REVISION, HOUR_NS, KINDS, quantity_columns
 from kvtally.agent.ledger.errors import LedgerRevision, LedgerUnreachable, explained
 from kvtally.agent.ledger.evidence import MARGIN_NS, evidence
@@ -23,7 +23,7 @@ from kvtally.agent.ledger.reach import reach
 from kvtally.agent.price import Rate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from kvtally.agent.ledger.calibrations import StoredCalibration, StoredSaving
     from kvtally.agent.price import Term
     from kvtally.collectors.base import Kind
+
+
+# intervals that began last: the newest end is one of theirs, unless an older one lasted until after they all began
+_LAST_BEGUN = 1000
 
 
 class Target(NamedTuple):
@@ -115,11 +119,13 @@ class LedgerReader:
     def extent(self) -> tuple[int, int] | None:
         """Start of the oldest engine interval and end of the newest, raw or summed by hour; None if there is none."""
         raw, hour = schema.intervals["engine"].c, schema.hours["engine"].c
-        oldest, newest = self.connection.execute(select(func.min(hour.hour_ns), func.max(hour.hour_ns))).one()
+        # asked for one at a time, each is the end of an index
+        oldest = self.connection.execute(select(func.min(hour.hour_ns))).scalar()
+        newest = self.connection.execute(select(func.max(hour.hour_ns))).scalar()
         if oldest is None or newest is None:
             return None
         first = self.connection.execute(select(func.min(raw.start_ns))).scalar()
-        ends = select(raw.start_ns + raw.length_ns).order_by(raw.start_ns.desc()).limit(1000)
+        ends = select(raw.start_ns + raw.length_ns).order_by(raw.start_ns.desc()).limit(_LAST_BEGUN)
         last = max(self.connection.execute(ends).scalars(), default=newest + HOUR_NS)
         # where intervals have aged out, only the hours tell that they were
         return (oldest if first is None or self.pruned_before() is not None else first), last
@@ -178,17 +184,6 @@ class LedgerReader:
             for name, table in schema.metadata.tables.items()
         }
 
-    def settlements(self, start_ns: int, end_ns: int) -> dict[int, tuple[int, dict[str, Any]]]:
-        """Hours settled in [start_ns, end_ns): hour -> (newest revision, its facts)."""
-        c = schema.settlement.c
-        query = select(c.period_start_ns, c.revision, c.facts).where(
-            c.period_start_ns >= start_ns, c.period_start_ns < end_ns
-        )
-        return {
-            hour: (revision, json.loads(facts))
-            for hour, revision, facts in self.connection.execute(query.order_by(c.period_start_ns, c.revision))
-        }
-
     def settled_hours(self) -> dict[int, int]:
         """Every settled hour, and how many engine intervals had begun in it when it was settled last."""
         c = schema.settlement.c
@@ -201,13 +196,10 @@ class LedgerReader:
         query = select(c.hour_ns, func.sum(c.intervals).label("begun")).where(c.hour_ns >= start_ns, c.hour_ns < end_ns)
         return {row.hour_ns: row.begun for row in self.connection.execute(query.group_by(c.hour_ns))}
 
-    def charges(self, start_ns: int, end_ns: int) -> Iterator[Mapping[str, Any]]:
-        """Charges of the hours in [start_ns, end_ns), every revision."""
+    def has_charges_at(self, rate_ids: Collection[int]) -> bool:
+        """Whether there is a charge, in any revision, at one of these rates."""
         c = schema.charge.c
-        query = select(schema.charge).where(c.period_start_ns >= start_ns, c.period_start_ns < end_ns)
-        names = schema.charge.columns.keys()
-        for row in self.connection.execute(query.order_by(c.period_start_ns, c.id)):
-            yield dict(zip(names, row, strict=True))
+        return self.connection.execute(select(c.id).where(c.rate_id.in_(rate_ids)).limit(1)).first() is not None
 
     def hour_sums(self, kind: Kind, start_ns: int, end_ns: int) -> Iterator[Mapping[str, Any]]:
         """Hourly sums of a kind for the hours in [start_ns, end_ns)."""
@@ -312,7 +304,7 @@ class LedgerReader:
 
     def savings(self, start_ns: int, end_ns: int) -> dict[tuple[int, int], StoredSaving]:
         """Savings of the hours in [start_ns, end_ns): (hour, target) -> what its newest settlement found."""
-        return calibrations.savings(self.connection, start_ns, end_ns)
+        return calibrations.savings(self.connection, settled.revisions(self, start_ns, end_ns))
 
 
 def _prepare(connection: Any, _: object) -> None:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Integer, LargeBinary, MetaData, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 from kvtally.agent.ledger.columns import KINDS, hour_table, interval_table, quantity_columns, sum_columns
 
@@ -72,6 +83,8 @@ def _hour_table(kind: Kind) -> Table:
         Column("missed", Integer, nullable=False),
         Column("flags", Integer, nullable=False, comment="all flags of its intervals"),
         *(Column(name, BigInteger) for name in sum_columns(kind)),
+        # a target's last hour before an instant (kvtally.agent.ledger.reach)
+        Index(f"ix_{hour_table(kind)}_target_id_hour_ns", "target_id", "hour_ns"),
         sqlite_with_rowid=False,
     )
 
@@ -180,6 +193,8 @@ finding = Table(
     Column("end_ns", BigInteger, nullable=False),
     Column("message", Text, nullable=False),
     UniqueConstraint("kind", "target", "start_ns"),
+    # the end comes first: windows mostly reach to now, and few findings end after one has begun
+    Index("ix_finding_end_ns_start_ns", "end_ns", "start_ns"),
 )
 
 prune_log = Table(
