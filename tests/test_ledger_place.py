@@ -17,7 +17,7 @@ from tests.ledgers import new_ledger, url_of
 from kvtally.agent.ledger.append import LedgerWriter
 from kvtally.agent.ledger.columns import HEAD_REVISION
 from kvtally.agent.ledger.errors import LedgerBusy, LedgerError, LedgerRevision, LedgerUnreachable, explained
-from kvtally.agent.ledger.place import WriterLock, connect, file_of, is_current, revision_of
+from kvtally.agent.ledger.place import WriterLock, check_whole, connect, file_of, is_current, revision_of
 from kvtally.agent.ledger.read import LedgerReader
 from kvtally.agent.ledger.upgrade import upgrade
 
@@ -336,7 +336,9 @@ def test_the_lock_can_be_taken_again_once_it_is_given_back(tmp_path: Path) -> No
         ("file is not a database", LedgerUnreachable, "damaged"),
         ("unable to open database file", LedgerUnreachable, "cannot be opened"),
         ("disk I/O error", LedgerUnreachable, "the disk does not answer"),
-        ("no such table: target", LedgerUnreachable, "no such table: target"),
+        ("no such table: target", LedgerUnreachable, "tables are not those of its revision (no such table: target)"),
+        ("no such column: flags", LedgerUnreachable, "tables are not those of its revision (no such column: flags)"),
+        ("NOT NULL constraint failed: rate.unit", LedgerUnreachable, "NOT NULL constraint failed: rate.unit"),
     ],
 )
 def test_what_sqlite_says_becomes_what_where_and_what_to_do(said: str, kind: type[LedgerError], words: str) -> None:
@@ -345,3 +347,21 @@ def test_what_sqlite_says_becomes_what_where_and_what_to_do(said: str, kind: typ
     assert str(error).startswith("/var/ledger.db: ")
     assert words in str(error)
     assert error.hint
+    assert "ledger audit" not in error.hint  # which would meet the same error
+
+
+def test_a_check_of_a_large_ledger_ends_in_time_and_tells_nothing(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for table in ("one", "two"):
+            connection.execute(f"CREATE TABLE {table} (text)")
+            connection.executemany(f"INSERT INTO {table} VALUES (?)", [("x" * 1000,)] * 5000)
+    with closing(connect(path)) as connection:
+        check_whole(connection, path)
+        check_whole(connection, path, seconds=0)
+        assert connection.execute("SELECT count(*) FROM two").fetchone() == (5000,)
+    with Path(path).open("r+b") as file:
+        file.seek(-4096, os.SEEK_END)
+        file.write(b"\xa5" * 4096)
+    with closing(connect(path)) as connection, pytest.raises(LedgerUnreachable, match="damaged"):
+        check_whole(connection, path)

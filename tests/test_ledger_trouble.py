@@ -78,6 +78,33 @@ def test_a_disk_that_takes_no_more_is_told_once_and_the_next_interval_covers_the
     assert "hint=" in line
 
 
+def test_a_ledger_that_is_taken_away_ends_the_run_and_the_next_one_goes_on_from_the_copy(trouble: Trouble) -> None:
+    daemon = trouble.daemon
+    kept = daemon.ledger.with_name("kept.db")
+    with closing(sqlite3.connect(daemon.ledger)) as connection:
+        connection.execute("VACUUM INTO ?", (str(kept),))
+    for path in daemon.ledger.parent.glob("ledger.db*"):
+        path.unlink()
+    trouble.last(scrapes=1)
+    assert daemon.process.wait(30) == 3
+    assert "the ledger was moved or removed while it was written" in daemon.log().splitlines()[-1]
+    kept.rename(daemon.ledger)
+    trouble.engine.serve(1000, 400, 70)
+    daemon.start()
+    trouble.wait_for_row()
+    assert daemon.stop() == 0
+    assert daemon.tokens(trouble.engine.name) == trouble.engine.served
+    assert "Traceback" not in daemon.log()
+
+
+def test_a_second_run_by_another_name_of_the_ledger_is_refused(trouble: Trouble) -> None:
+    link = trouble.daemon.ledger.with_name("link.db")
+    link.symlink_to(trouble.daemon.ledger)
+    second = kvtally("run", "--ledger", f"sqlite:///{link}")
+    assert second.returncode == 3
+    assert f"process {trouble.daemon.pid} writes this ledger" in second.stderr
+
+
 def newer(ledger: Path) -> None:
     with closing(sqlite3.connect(ledger)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -86,6 +113,13 @@ def newer(ledger: Path) -> None:
 def damaged(ledger: Path) -> None:
     with ledger.open("r+b") as file:
         file.write(b"no database at all" * 100)
+
+
+def damaged_within(ledger: Path) -> None:
+    """Two pages of what is asked for rarely: the hours before the newest."""
+    with ledger.open("r+b") as file:
+        file.seek(ledger.stat().st_size * 2 // 3 // 4096 * 4096)
+        file.write(b"\xa5" * 8192)
 
 
 def cut_off(ledger: Path) -> None:
@@ -103,6 +137,7 @@ def somebody_elses(ledger: Path) -> None:
     [
         (newer, "written by a newer kvtally"),
         (damaged, "damaged or not a SQLite database"),
+        (damaged_within, "damaged or not a SQLite database"),
         (cut_off, "damaged or not a SQLite database"),
         (somebody_elses, "not a ledger of kvtally"),
     ],

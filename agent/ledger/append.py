@@ -19,8 +19,9 @@ from kvtally.agent.ledger.columns import (
     quantity_columns,
     sum_columns,
 )
-from kvtally.agent.ledger.errors import LedgerUnreachable, explained
+from kvtally.agent.ledger.errors import LedgerLost, explained
 from kvtally.agent.ledger.packing import packed
+from kvtally.agent.ledger.place import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -133,6 +134,7 @@ class LedgerWriter:
         """
         self._connection = connection
         self._path = path
+        self._place = place_of(path)
         self._ticks_together = ticks_together
         self._held: list[tuple[tuple[Closed, ...], tuple[Finding, ...]]] = []
         self._ids: dict[tuple[str, str], tuple[Mapping[str, str], tuple[str, ...], int]] = {}
@@ -192,6 +194,11 @@ class LedgerWriter:
         for closed in batch:
             key = (closed.reading.kind, closed.reading.name)
             spans[key] = (spans[key][0] if key in spans else closed, closed)
+        if place_of(self._path) != self._place:
+            raise LedgerLost(
+                f"{self._path}: the ledger was moved or removed while it was written",
+                "restart this `kvtally run`: what was counted since is in the engines' counters still",
+            )
         try:
             execute("BEGIN IMMEDIATE")
             for first, last in spans.values():
@@ -253,7 +260,7 @@ class LedgerWriter:
         else:
             moved = self._connection.execute(_NEXT_STATE, (*about, first.start_ns))
         if moved.rowcount != 1:
-            raise LedgerUnreachable(
+            raise LedgerLost(
                 f"{self._path}: somebody else wrote counters of {kind}/{name}",
                 "only one `kvtally run` may write a ledger; restart this one",
             )

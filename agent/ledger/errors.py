@@ -2,6 +2,7 @@
 
 LedgerError
 ├── LedgerUnreachable   no such place, no right, read-only, not a database, corrupt
+│   └── LedgerLost      it is not this run's any more: only another run can go on
 ├── LedgerBusy          another process holds it
 └── LedgerRevision      made by a newer kvtally, or not brought up to date
 """
@@ -19,6 +20,10 @@ class LedgerError(Exception):
 
 class LedgerUnreachable(LedgerError):  # noqa: N818  # reads as a sentence where it is raised
     """There is no usable ledger at this place."""
+
+
+class LedgerLost(LedgerUnreachable):
+    """Somebody moved the ledger away, or wrote to it: what is kept in memory does not fit it any more."""
 
 
 class LedgerBusy(LedgerError):  # noqa: N818  # as above
@@ -57,6 +62,16 @@ _SAID: tuple[tuple[tuple[str, ...], type[LedgerError], str, str], ...] = (
         "it must be a file in a folder that exists, both of them readable and writable",
     ),
     (("disk i/o",), LedgerUnreachable, "the disk does not answer ({error})", "look at the kernel's log"),
+    (
+        ("no such column", "no such table"),
+        LedgerUnreachable,
+        "its tables are not those of its revision ({error})",
+        "restore a copy, or begin another ledger with --ledger: this one was changed by another program",
+    ),
+)
+_UNKNOWN = (
+    "`sqlite3 FILE 'PRAGMA integrity_check'` tells whether the file is whole: if not, restore a copy; if it is, this "
+    "is a fault of kvtally: report these words"
 )
 
 
@@ -66,4 +81,4 @@ def explained(path: str, error: Exception) -> LedgerError:
     for words, kind, what, hint in _SAID:
         if any(word in text for word in words):
             return kind(f"{path}: {what.format(error=error)}", hint)
-    return LedgerUnreachable(f"{path}: {error}", "`kvtally ledger audit` tells whether the ledger is whole")
+    return LedgerUnreachable(f"{path}: {error}", _UNKNOWN)

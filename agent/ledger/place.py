@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import time
 from typing import IO, Self
 
 from kvtally.agent.ledger.columns import HEAD_REVISION
@@ -54,6 +55,33 @@ def connect(path: str, busy_seconds: float = 2.0) -> sqlite3.Connection:
     return connection
 
 
+def check_whole(connection: sqlite3.Connection, path: str, seconds: float = 2.0) -> None:
+    """Look for damage, for so long at most (that is a fifth of a GB); LedgerUnreachable where there is some."""
+    end = time.monotonic() + seconds
+    connection.set_progress_handler(lambda: time.monotonic() > end, 1000)
+    try:
+        (told,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError as error:
+        if "interrupted" not in str(error):
+            raise explained(path, error) from error
+        return
+    except sqlite3.Error as error:
+        raise explained(path, error) from error
+    finally:
+        connection.set_progress_handler(None, 0)
+    if told != "ok":
+        raise explained(path, sqlite3.DatabaseError(f"malformed: {' '.join(told.split())}"))
+
+
+def place_of(path: str) -> tuple[int, int] | None:
+    """Which file lies there: its device and inode; None if there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116  # as above
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def revision_of(connection: sqlite3.Connection, path: str) -> str | None:
     """The schema revision; None for an empty file."""
     try:
@@ -82,7 +110,8 @@ class WriterLock:
     """One process at a time writes a ledger: two would count every token twice."""
 
     def __init__(self, path: str) -> None:
-        self._path = f"{path}.lock"
+        # the file's own name: a link to it is the same ledger
+        self._path = f"{os.path.realpath(path)}.lock"
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Self:
