@@ -16,8 +16,8 @@ from kvtally.agent.exporting import Exporting
 from kvtally.agent.gather import Gatherer
 from kvtally.agent.health import Health, file_bytes, resident_bytes
 from kvtally.agent.ledger.append import LedgerWriter
-from kvtally.agent.ledger.errors import LedgerError, LedgerUnreachable
-from kvtally.agent.ledger.place import WriterLock, connect, file_of, is_current
+from kvtally.agent.ledger.errors import LedgerError, LedgerLost, LedgerUnreachable
+from kvtally.agent.ledger.place import WriterLock, check_whole, connect, file_of, is_current
 from kvtally.agent.look import Found, look_around, open_nvml
 from kvtally.agent.pipeline import Pipeline
 from kvtally.agent.replica import About, Describer
@@ -37,6 +37,8 @@ FIRST_LOOK_SECONDS = 3.0  # a look is waited for this long at the start: ports t
 FIRST_LOOKS_SECONDS = 10.0  # while no engine is known, look for one this often
 SETTLED_LOOKS_SECONDS = 3600.0  # where config lists the engines and all are found: only a restart tells anything new
 NEXT_LOOK_SECONDS = 5.0  # when another process answers, look no sooner than this after the last look
+LOOK_HANGS = "the look around this host does not end: engines that come or go are not seen"
+LOOK_SECONDS = 300.0  # a look that takes longer hangs: 256 ports that answer nothing take a second each
 SETTLE_SECONDS = 3600.0  # a child costs 0.4 s of CPU; until it has run, reports work the hour out themselves
 COMMIT_SECONDS = 5.0  # ticks of so much time share a transaction: a kill costs their grain, never their tokens
 _LEVEL: dict[str, Level] = {"info": "info", "warning": "warning", "error": "error"}
@@ -81,9 +83,14 @@ class Daemon:
         self._minute = _Minute(monotonic)
 
     def run(self, *, once: bool = False) -> None:
-        """Run until SIGTERM or SIGINT; `once` closes one interval and returns. LedgerError if there is no ledger."""
+        """Run until SIGTERM or SIGINT; `once` closes one interval and returns.
+
+        LedgerError if there is no ledger, LedgerLost if it is gone or another's: whoever starts this again goes on from
+        what is there then.
+        """
         with closing(connect(self._path)) as connection:
             current = is_current(connection, self._path)
+            check_whole(connection, self._path)
         # the lock comes before an upgrade: nobody may change the tables under another run
         with told_by_signals(self._stop), WriterLock(self._path):
             if not current:
@@ -98,7 +105,6 @@ class Daemon:
                 finally:
                     self._exporting.close()
                     self._gatherer.close()
-                    self._sources.close()
             self._exporting.push_last()
         self._log.line("info", "stopped", ledger=self._path)
 
@@ -176,11 +182,12 @@ class Daemon:
             self._chores()
 
     def _tick(self) -> None:
-        timeout_seconds = min(self._config.scrape.timeout_seconds, self._config.scrape.interval_seconds) + 0.5
-        scrapes = self._gatherer.gather(timeout_seconds)
+        scrapes = self._gatherer.gather(self._config.scrape.answer_seconds)
         finding = self._clock.take_finding()
         tick = self._pipeline.tick(scrapes, [finding] if finding else [])
         self._tell(scrapes, tick)
+        if isinstance(tick.error, LedgerLost):
+            raise tick.error
         step = self._clock.step
         if step is not None:
             try:
@@ -213,6 +220,9 @@ class Daemon:
         """What is done between two ticks, none of it for long."""
         now = self._monotonic()
         self._take_look()
+        if self._look is not None and now - self._looked_at >= LOOK_SECONDS:
+            # a model's config on a filesystem that is gone, say: nothing can end that thread
+            self._log.complain("warning", LOOK_HANGS, seconds=round(now - self._looked_at))
         every = self._config.scrape.discover_every_seconds
         if not self._sources.engines:
             every = min(every, FIRST_LOOKS_SECONDS)

@@ -22,6 +22,7 @@ class _Worker(threading.Thread):
         super().__init__(name=collector.source, daemon=True)
         self.collector = collector
         self.busy = False
+        self._closes = True
         self._clock_ns = clock_ns
         self._answers = answers
         self._asked: SimpleQueue[int | None] = SimpleQueue()
@@ -31,7 +32,9 @@ class _Worker(threading.Thread):
         self.busy = True
         self._asked.put(tick)
 
-    def end(self) -> None:
+    def end(self, *, closes: bool = True) -> None:
+        """Read no more; `closes` the collector too, which only the thread that reads it may do."""
+        self._closes = closes
         self._asked.put(None)
 
     def run(self) -> None:
@@ -39,10 +42,21 @@ class _Worker(threading.Thread):
             result = scrape(self.collector, self._clock_ns)
             self.busy = False
             self._answers.put((self, tick, result))
+        if self._closes:
+            _close(self.collector)
+
+
+def _close(collector: Collector) -> None:
+    """Let a collector free what it holds, if it holds anything."""
+    close: Callable[[], None] | None = getattr(collector, "close", None)
+    if close is not None:
+        close()
 
 
 class Gatherer:
     """Keeps one thread for every source that may hang; the rest is read in the caller's thread.
+
+    A source that is to be read no more is closed by the thread that read it, which may still wait for its answer.
 
     A lone engine is read in the caller's thread as well: its client is bounded in time, and nobody waits behind it.
     """
@@ -56,15 +70,18 @@ class Gatherer:
 
     def use(self, may_hang: Sequence[Collector], prompt: Sequence[Collector]) -> None:
         """Take these sources from the next tick on; `prompt` ones answer at once or fail."""
+        kept = {id(collector) for collector in (*may_hang, *prompt)}
+        for collector in self._inline:
+            if id(collector) not in kept:
+                _close(collector)
         self._inline = list(prompt)
         wanted = {collector.source: collector for collector in may_hang}
         if len(wanted) == 1 and not any(worker.busy for worker in self._workers.values()):
             self._inline += wanted.values()
             wanted = {}
-        for source in [
-            source for source, worker in self._workers.items() if wanted.get(source) is not worker.collector
-        ]:
-            self._workers.pop(source).end()
+        for source, worker in list(self._workers.items()):
+            if wanted.get(source) is not worker.collector:
+                self._workers.pop(source).end(closes=id(worker.collector) not in kept)
         for source, collector in wanted.items():
             if source not in self._workers:
                 self._workers[source] = _Worker(collector, self._clock_ns, self._answers)
@@ -98,6 +115,8 @@ class Gatherer:
         return Scrape(source, self._clock_ns(), 0.0, (), "failed", f"{source} {why}")
 
     def close(self) -> None:
-        """End the threads; one that hangs ends with the process."""
+        """End the threads and close every source; one that hangs ends with the process."""
         for worker in self._workers.values():
             worker.end()
+        for collector in self._inline:
+            _close(collector)

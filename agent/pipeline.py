@@ -5,25 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from kvtally.agent.finding import Finding
-from kvtally.agent.interval import Interval, State, appeared, born, close, opened
+from kvtally.agent.interval import RESET, State, appeared, born, close, opened
 from kvtally.agent.ledger.append import Closed
 from kvtally.agent.ledger.errors import LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
+    from kvtally.agent.interval import Interval
     from kvtally.collectors.base import Reading, Scrape
 
 Key = tuple[str, str]
 _K = TypeVar("_K")
 _V = TypeVar("_V")
+
 UNWRITTEN_MAX = 1000
 _NANO = 1_000_000_000
 STILL_NS = 60 * _NANO  # a cache that moves nothing closes an interval this often
 _FROM_FIRST_COUNT = frozenset({"cache", "gateway"})  # kinds whose targets a page shows once they have counted
-TARGETS_MAX = 4096  # at a time: a page with ever new models must not fill the memory and the ledger
+SOURCE_TARGETS_MAX = 1024  # of one page: one with ever new models must not fill the memory and the ledger,
+TARGETS_MAX = 8192  # nor take the room of other pages' targets
 FORGOTTEN_NS = 24 * 3600 * _NANO  # pods come and go: what was not read for so long makes room, and the ledger knows it
-_LOOK_NS = 3600 * _NANO  # what may make room is looked for this often at most
+_FORGET_EVERY_NS = 3600 * _NANO  # what may make room is looked for this often at most
+_KEPT = "counters are cumulative, so the interval across it holds what was counted"
 
 
 class Writer(Protocol):
@@ -108,9 +112,10 @@ class Pipeline:
                 if scrape.outcome == "no_data":
                     self._watched[scrape.source] = scrape.taken_at_ns
                 continue
+            own = list(self._closed(scrape, states, once))
             if scrape.source in self._down:
-                gaps[scrape.source] = self._gap(scrape)
-            closed += self._closed(scrape, states, once)
+                gaps[scrape.source] = self._gap(scrape, own)
+            closed += own
             self._watched[scrape.source] = scrape.taken_at_ns
         findings = [*once, *gaps.values()]
         if not closed and not findings:
@@ -137,7 +142,7 @@ class Pipeline:
         if max(len(self._sources), len(self._watched), len(self._down)) < TARGETS_MAX or self._is_behind:
             return
         now_ns = max((one.taken_at_ns for one in scrapes), default=0)
-        if now_ns - self._forgot_ns < _LOOK_NS:
+        if now_ns - self._forgot_ns < _FORGET_EVERY_NS:
             return
         self._forgot_ns = now_ns
         before_ns = now_ns - FORGOTTEN_NS
@@ -160,13 +165,16 @@ class Pipeline:
     def _closed(self, scrape: Scrape, states: dict[Key, State], findings: list[Finding]) -> Iterator[Closed]:
         """Close what a scrape read; `states` are those of this tick, which go before the ones that are written."""
         seen: set[Key] = set()
+        room: int | None = None
         for reading in self._described(scrape.readings):
             key = _key(reading)
-            if key not in self._sources and len(self._sources) >= TARGETS_MAX:
-                if scrape.source not in self._crowded:
-                    self._crowded.add(scrape.source)
-                    findings.append(_crowded(scrape))
-                continue
+            if key not in self._sources:
+                room = self._room(scrape.source) if room is None else room - 1
+                if room <= 0:
+                    if scrape.source not in self._crowded:
+                        self._crowded.add(scrape.source)
+                        findings.append(_crowded(scrape))
+                    continue
             seen.add(key)
             try:
                 previous = states.get(key) or self._states.get(key) or self._recalled(key)
@@ -177,8 +185,19 @@ class Pipeline:
             for one in closed:
                 states[key] = one.state
                 yield one
-        for key, source in self._sources.items():
-            if source == scrape.source and key not in seen:
+        self._miss(scrape.source, but=seen)
+
+    def _room(self, source: str) -> int:
+        """How many more targets a source may have."""
+        own = sum(of == source for of in self._sources.values())
+        return min(SOURCE_TARGETS_MAX - own, TARGETS_MAX - len(self._sources))
+
+    def _miss(self, source: str, but: Container[Key] = ()) -> None:
+        """Count a scrape that gave nothing of a source's targets; live, the cadence tells how many there were."""
+        if self._interval_ns:
+            return
+        for key, of in self._sources.items():
+            if of == source and key not in but:
                 self._missed[key] = self._missed.get(key, 0) + 1
 
     def _recalled(self, key: Key) -> State | None:
@@ -233,9 +252,9 @@ class Pipeline:
             closed.append(self._still_closed(key, reading, previous))
             previous = closed[0].state
         missed = self._missed_since(key, previous, scrape.taken_at_ns, 1)
-        if self._interval_ns and new and missed and reading.kind == "engine":
-            findings.append(_not_watched(key, previous.taken_at_ns, scrape.taken_at_ns))
         interval, state, found = close(previous, reading, scrape.taken_at_ns, missed)
+        if self._interval_ns and new and missed and reading.kind == "engine":
+            findings.append(_not_watched(key, interval, self._started_ns))
         return [*closed, Closed(reading, interval, state, found)]
 
     def _first(self, key: Key, reading: Reading, scrape: Scrape) -> Closed:
@@ -288,20 +307,19 @@ class Pipeline:
     def _failed(self, scrape: Scrape) -> None:
         if scrape.outcome == "failed":
             self._down.setdefault(scrape.source, (scrape.taken_at_ns, scrape.reason))
-        for key, source in self._sources.items():
-            if source == scrape.source:
-                self._missed[key] = self._missed.get(key, 0) + 1
+        self._miss(scrape.source)
 
-    def _gap(self, scrape: Scrape) -> Finding:
+    def _gap(self, scrape: Scrape, closed: Sequence[Closed]) -> Finding:
         since_ns, reason = self._down[scrape.source]
+        lost = any(one.interval is not None and one.interval.flags & RESET for one in closed)
+        kept = "it restarted meanwhile" if lost else _KEPT
         return Finding(
             "scrapes_failed",
             "info",
             scrape.source,
             since_ns,
             scrape.taken_at_ns,
-            f"{scrape.source} could not be read for {(scrape.taken_at_ns - since_ns) / 1e9:.1f} s ({reason}); "
-            "counters are cumulative, so the interval across it holds what was counted",
+            f"it could not be read for {(scrape.taken_at_ns - since_ns) / 1e9:.1f} s ({reason}); {kept}",
         )
 
 
@@ -334,8 +352,8 @@ def _crowded(scrape: Scrape) -> Finding:
         scrape.source,
         scrape.taken_at_ns,
         scrape.taken_at_ns,
-        f"{scrape.source} shows a target beyond the {TARGETS_MAX} that one run counts: it and those after it are left "
-        "out; look at its labels",
+        f"it shows more targets than are counted at a time ({SOURCE_TARGETS_MAX} of one page, {TARGETS_MAX} in all): "
+        "new ones are left out; look at its labels",
     )
 
 
@@ -350,16 +368,11 @@ def _out_of_order(key: Key, taken_at_ns: int, before_ns: int) -> Finding:
     )
 
 
-def _not_watched(key: Key, from_ns: int, to_ns: int) -> Finding:
-    return Finding(
-        "not_watched",
-        "info",
-        "/".join(key),
-        from_ns,
-        to_ns,
-        f"no kvtally ran for {(to_ns - from_ns) / 1e9:.1f} s; the engine's counters kept the tokens, and one long "
-        "interval holds them",
-    )
-
-
-__all__ = ["Interval", "Pipeline", "Tick", "Writer"]
+def _not_watched(key: Key, interval: Interval, started_ns: int) -> Finding:
+    """Of an engine that this run reads for the first time, long after the scrape before."""
+    from_ns, to_ns, who = interval.start_ns, interval.end_ns, "it was not read"
+    if from_ns < started_ns:  # what passed between our start and its page is the engine's own time
+        to_ns, who = min(to_ns, started_ns), "no kvtally ran"
+    kept = "the engine restarted meanwhile" if interval.flags & RESET else _KEPT
+    message = f"{who} for {(to_ns - from_ns) / 1e9:.1f} s; {kept}"
+    return Finding("not_watched", "info", "/".join(key), from_ns, to_ns, message)

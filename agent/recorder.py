@@ -191,8 +191,7 @@ class Recorder:
     def _tick(self) -> None:
         for engine in self._engines.values():
             self._read_host(engine)
-        timeout_seconds = min(self._config.scrape.timeout_seconds, self._config.scrape.interval_seconds) + 0.5
-        for one in self._gatherer.gather(timeout_seconds):
+        for one in self._gatherer.gather(self._config.scrape.answer_seconds):
             body = self._pages[one.source].answer
             if one.source in self._beside:
                 self._take_cache(self._beside[one.source], one, body)

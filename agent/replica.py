@@ -15,6 +15,7 @@ _ROLES = {"prefill": "prefill", "decode": "decode"}
 
 
 _ENGINES_MAX = 4096
+_NAMES_MAX = 8192
 
 
 class About(NamedTuple):
@@ -82,6 +83,9 @@ class Describer:
         about, name = reading.attributes, reading.name
         sku, is_instance = about.get("sku", ""), "parent" in about
         share, is_cut = about.get("share", "") if is_instance else "", about.get("mig") == "1" and not is_instance
+        if len(self._skus) >= _NAMES_MAX:
+            for kept in (self._skus, self._slices, self._cut):
+                kept.clear()
         if (self._skus.get(name), self._slices.get(name, ""), name in self._cut) != (sku, share, is_cut):
             self._skus[name] = sku
             self._slices[name] = share
@@ -100,6 +104,8 @@ class Describer:
             told = reading.attributes
             gpus = _share(about, rank, *counts)
             made = (told, counts, {**told, **self._added(about, *gpus, told.get("engine_type", ""))})
+            if len(self._made) >= _NAMES_MAX:  # a page with ever new models
+                self._made.clear()
             self._made[reading.name] = made
         return made[2]
 

@@ -191,14 +191,17 @@ class Sources:
         return facts | by_hand
 
     def _drop(self, name: str) -> None:
-        """Forget an engine that nobody names or finds any more; its counters stay in the ledger for its return."""
-        self._pages.pop(name).close()
+        """Forget an engine that nobody names or finds any more; its counters stay in the ledger for its return.
+
+        Its page may be read at this moment, by a thread that closes it.
+        """
+        del self._pages[name]
         self._told.discard(name)
         for kept in (self._processes, self._pids, self._absent, self._given, self.abouts):
             kept.pop(name, None)
 
     def _drop_page(self, name: str) -> None:
-        self._side.pop(name).close()
+        del self._side[name]
         self._absent.pop(name, None)
 
     def _connectors(self) -> dict[str, str | None]:
@@ -214,10 +217,12 @@ class Sources:
         return lambda: self._pids.get(name)
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection and NVML, where no Gatherer reads them: it closes what it has read itself."""
         pages: tuple[EnginePage | SidePage, ...] = (*self._pages.values(), *self._side.values())
         for page in pages:
             page.close()
+        if self._nvml is not None:
+            self._nvml.close()
 
 
 # connectors that keep their KV in a source, by the beginning of the class name

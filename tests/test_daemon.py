@@ -17,11 +17,12 @@ from tests.loopback import RUNNING, FakeEngine, Server, Tokens, answer
 
 from kvtally.agent.config import Config, Engine, Gpu, Scrape, complete
 from kvtally.agent.config_tables import Export, Prometheus
-from kvtally.agent.daemon import Daemon, _Minute
+from kvtally.agent.daemon import LOOK_HANGS, Daemon, _Minute
 from kvtally.agent.interval import BORN, RESET, Interval, State, opened
 from kvtally.agent.ledger.append import Closed, LedgerWriter
 from kvtally.agent.ledger.place import WriterLock, connect
 from kvtally.agent.log import Log
+from kvtally.agent.look import Found
 from kvtally.agent.pipeline import Tick
 from kvtally.collectors.base import Reading
 from kvtally.collectors.base import Scrape as Scraped
@@ -332,6 +333,12 @@ class Lines:
         bodies = [json.loads(line) for line in self.text.splitlines()]
         return [body for body in bodies if message_or_level in {body["message"], body["level"]}]
 
+    def wait_for(self, message: str) -> bool:
+        deadline = time.monotonic() + 30
+        while message not in self.text and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return message in self.text
+
 
 class Hurried:
     """A clock that runs a given number of times as fast as the true one."""
@@ -363,7 +370,39 @@ def test_it_tells_of_itself_once_a_minute_and_has_the_hours_settled(tmp_path: Pa
     assert minutes[0]["engines"] == 0  # a first scrape closes no interval
     assert {minute["engines"] for minute in minutes[1:]} == {1}
     assert {minute["failed_scrapes"] for minute in minutes} == {0}
-    assert not lines.bodies("warning")
+    # at this pace a sixth of a second of a look takes five minutes
+    assert {line["message"] for line in lines.bodies("warning")} <= {LOOK_HANGS}
+
+
+def test_a_look_that_does_not_end_is_told_and_the_engines_are_read_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lines, let = new_ledger(tmp_path), Lines(), threading.Event()
+    looks: list[int] = []
+
+    def look(*_: object) -> Found:
+        looks.append(1)
+        if len(looks) > 1:
+            assert let.wait(30)  # a filesystem that is gone
+        return Found((), None)
+
+    monkeypatch.setattr("kvtally.agent.daemon.look_around", look)
+    with FakeEngine() as engine:
+        scrape = Scrape(interval_seconds=0.1, timeout_seconds=0.9, discover=True, discover_every_seconds=5)
+        config = Config(scrape=scrape, gpu=Gpu(enabled=False), export=Export(prometheus=Prometheus(listen="")))
+        config = replace(config, engines=(complete(Engine(url=f"http://{engine.name}"), config),))
+        daemon = Daemon(config, f"sqlite:///{path}", Log("json", write=lines), monotonic=Hurried(600))
+        ender = threading.Thread(target=lambda: daemon._stop.set() if lines.wait_for(LOOK_HANGS) else None)
+        ender.start()
+        daemon.run()
+        ender.join()
+        let.set()
+    assert len(looks) == 2
+    assert lines.bodies(LOOK_HANGS)
+    assert not lines.bodies("error")
+    with closing(connect(path)) as connection:
+        (intervals,) = connection.execute("SELECT count(*) FROM engine_interval").fetchone()
+    assert intervals >= 3  # ten minutes to the next look, five to the word: 0.5 s of the ticks
 
 
 def settled(path: str) -> bool:

@@ -256,3 +256,53 @@ def test_without_sources_there_is_nothing_to_wait_for(gatherer: Gatherer) -> Non
     assert gatherer.gather(LONG) == []
     gatherer.use([], [])
     assert gatherer.gather(LONG) == []
+
+
+class Kept(Hanging):
+    """A source that keeps something open, and says in which thread it was closed."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(source)
+        self.let.set()
+        self.closed: list[str] = []
+
+    def close(self) -> None:
+        self.closed.append(threading.current_thread().name)
+
+
+def test_a_source_that_is_read_no_more_is_closed_by_the_thread_that_reads_it_once_it_has_its_answer(
+    gatherer: Gatherer,
+) -> None:
+    gone, stays = Kept("vllm:gone"), Kept("vllm:stays")
+    gone.let.clear()
+    gatherer.use([gone, stays], [])
+    gatherer.gather(0.01)
+    assert gone.entered.wait(LONG)
+    gatherer.use([Prompt("vllm:new"), stays], [])
+    assert gone.closed == []
+    gone.let.set()
+    assert ended("vllm:gone")
+    assert (gone.closed, stays.closed) == (["vllm:gone"], [])
+
+
+def test_a_source_that_goes_from_a_thread_to_the_caller_and_back_stays_open(gatherer: Gatherer) -> None:
+    here, own = Kept("vllm:a"), threading.current_thread().name
+    gatherer.use([here], [])
+    gatherer.use([here, Prompt("vllm:b")], [])
+    gatherer.use([here], [])
+    assert ended("vllm:a")
+    gatherer.gather(LONG)
+    assert (here.threads, here.closed) == ([own], [])
+    gatherer.use([Prompt("vllm:b")], [])
+    assert here.closed == [own]
+
+
+def test_the_end_closes_every_source(gatherer: Gatherer) -> None:
+    lone, two = Kept("vllm:a"), [Kept("vllm:b"), Kept("vllm:c")]
+    gatherer.use([lone], [])
+    gatherer.close()
+    assert lone.closed == [threading.current_thread().name]
+    gatherer.use(two, [])
+    gatherer.close()
+    assert all(ended(one.source) for one in two)
+    assert [one.closed for one in two] == [["vllm:b"], ["vllm:c"]]

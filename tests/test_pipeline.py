@@ -380,7 +380,26 @@ def test_scrapes_that_failed_are_one_finding_with_their_span_and_first_reason_on
     (finding,) = book.findings
     assert (finding.kind, finding.severity, finding.target) == ("scrapes_failed", "info", "vllm:a")
     assert (finding.start_ns, finding.end_ns) == (STARTED + 5 * SECOND, STARTED + 17 * SECOND + SECOND // 2)
-    assert "vllm:a could not be read for 12.5 s (connection refused)" in finding.message
+    assert finding.message.startswith("it could not be read for 12.5 s (connection refused); counters are cumulative")
+
+
+def test_a_source_that_comes_back_restarted_is_not_said_to_have_kept_its_counts(book: Book) -> None:
+    run = pipeline(book)
+    run.tick([ok(0, engine(prompt_tokens=7.0))])
+    run.tick([failed(5)])
+    run.tick([ok(10, engine(epoch=108.0, prompt_tokens=2.0))])
+    messages = {finding.kind: finding.message for finding in book.findings}
+    assert messages["scrapes_failed"] == "it could not be read for 5.0 s (refused); it restarted meanwhile"
+
+
+def test_a_pause_of_kvtally_ends_where_it_began_again_although_the_engine_is_back_later(book: Book) -> None:
+    pipeline(book, live=True).tick([ok(0, engine(prompt_tokens=5.0))])
+    run = pipeline(book, live=True, started_ns=STARTED + 6 * SECOND)
+    run.tick([failed(7)])
+    run.tick([ok(40, engine(epoch=135.0, prompt_tokens=2.0))])
+    (finding,) = (one for one in book.findings if one.kind == "not_watched")
+    assert (finding.start_ns, finding.end_ns) == (STARTED, STARTED + 6 * SECOND)
+    assert finding.message == "no kvtally ran for 6.0 s; the engine restarted meanwhile"
 
 
 def test_a_source_that_has_no_data_is_no_failure(book: Book) -> None:
@@ -409,7 +428,7 @@ def test_findings_of_a_tick_that_could_not_be_written_are_written_later_and_once
 def test_a_page_with_ever_new_targets_is_told_once_and_those_that_are_known_go_on(
     book: Book, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvtally.agent.pipeline.TARGETS_MAX", 3)
+    monkeypatch.setattr("kvtally.agent.pipeline.SOURCE_TARGETS_MAX", 3)
     flow = pipeline(book)
     for number in range(10):
         readings = [engine("a/0", prompt_tokens=float(number)), *(engine(f"new/{number}-{each}") for each in range(2))]
@@ -417,6 +436,18 @@ def test_a_page_with_ever_new_targets_is_told_once_and_those_that_are_known_go_o
     assert len(flow.states) == 3
     assert [one.kind for one in book.findings] == ["too_many_targets"]
     assert sum(interval.values[0] or 0 for (_, name), interval in book.intervals if name == "a/0") == 9
+
+
+def test_a_page_with_ever_new_targets_takes_no_room_from_others(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvtally.agent.pipeline.SOURCE_TARGETS_MAX", 3)
+    flow = pipeline(book)
+    for number in range(10):
+        bad = ok(number, *(engine(f"bad/{number}-{each}") for each in range(5)), source="vllm:bad")
+        late = [ok(number, engine("late/0", prompt_tokens=float(number)), source="vllm:late")] if number > 5 else []
+        flow.tick([bad, *late])
+    assert len(flow.states) == 4
+    assert [(one.kind, one.target) for one in book.findings] == [("too_many_targets", "vllm:bad")]
+    assert book.counted("late/0") == [1, 1, 1]
 
 
 def test_engines_that_come_and_go_make_room_and_one_that_comes_back_goes_on_from_the_ledger(

@@ -267,3 +267,12 @@ def test_gpus_of_replicas_that_answer_as_the_same_rank_are_told_by_nothing() -> 
         assert one["mapping"] == "2 engines of one page answer as rank 0: nothing tells which of its GPUs each has"
     (alone,) = described(about._replace(gpus=("GPU-a",)), names[0]).values()
     assert alone["gpus"] == "GPU-a"
+
+
+def test_a_page_with_ever_new_models_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvtally.agent.replica._NAMES_MAX", 10)
+    describer = Describer({}, About())
+    for number in range(50):
+        readings = [Reading("engine", f"a:1/m{number}/0", {}, ()), Reading("gpu", f"GPU-{number}", {"sku": "H100"}, ())]
+        assert len(describer(readings)) == 2
+        assert max(len(kept) for kept in (describer._made, describer._skus, describer._slices)) <= 10

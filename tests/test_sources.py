@@ -71,6 +71,10 @@ class FakeNvml:
 
     def __init__(self, fault: Exception | None = None) -> None:
         self._fault = fault
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def collect(self) -> tuple[Reading, ...]:
         if self._fault is not None:
@@ -432,11 +436,13 @@ def test_a_page_that_is_not_found_any_more_is_forgotten_after_a_while_and_one_of
 def test_gpus_of_a_page_are_left_out_where_nvml_counts_them() -> None:
     with serve(DCGM) as server:
         config = replace(config_of(), pages=(Page(f"http://{server.origin}"),))
-        with_driver, without = Sources(config, nvml()), Sources(config, None)
+        driver = FakeNvml()
+        with_driver, without = Sources(config, driver), Sources(config, None)  # type: ignore[arg-type]  # as in nvml()
         assert with_driver.pages[0].collect() == ()
         assert {reading.kind for reading in without.pages[0].collect()} == {"gpu"}
         for one in (with_driver, without):
             one.close()
+    assert driver.is_closed
 
 
 class Mount:
