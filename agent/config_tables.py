@@ -107,6 +107,11 @@ class Scrape(Struct, frozen=True, forbid_unknown_fields=True):
     ] = ()
     file_sd_access: Access = Access()
 
+    @property
+    def answer_seconds(self) -> float:
+        """How long a tick waits for its sources: as long as a page may take, and a little to take it in."""
+        return min(self.timeout_seconds, self.interval_seconds) + 0.5
+
     def __post_init__(self) -> None:
         """Put the seconds in the place of a 0."""
         if not self.timeout_seconds:
@@ -222,6 +227,13 @@ class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
     """What is read from NVIDIA GPUs."""
 
     enabled: Annotated[bool, Meta(description="Read GPUs through NVML.")] = True
+    unheld: Annotated[
+        Literal["auto", "paid", "others"],
+        Meta(
+            description="GPUs that no engine here has ever held: paid for and unallocated, or others'. auto: others' in"
+            " a pod with a network of its own, which may be shown the GPUs of its whole node; else paid for."
+        ),
+    ] = "auto"
     energy_every_seconds: Annotated[
         float,
         Meta(ge=1, le=3600, description="Seconds from one reading of the energy counter (3 ms a GPU) to the next."),

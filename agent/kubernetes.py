@@ -93,6 +93,11 @@ def pod_of(environ: Mapping[str, str], read: Callable[[str], str | None] = read_
     return pod if any(pod) else None
 
 
+def in_pod_of_its_own(pod: Pod | None) -> bool:
+    """Whether this is a pod on a network of its own: a sidecar, to which the rest of the node belongs to others."""
+    return pod is not None and bool(pod.namespace or pod.name)
+
+
 def labels_in(text: str) -> dict[str, str]:
     """The labels of a file of the downward API; a line of another form is passed over."""
     return {match[1]: match[2] for line in text.splitlines() if (match := _LABEL.fullmatch(line.strip()))}

@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from kvtally.agent.engine_process import facts_of_process
+from kvtally.agent.kubernetes import in_pod_of_its_own, pod_of
 from kvtally.agent.target_files import TargetFiles
 from kvtally.collectors.base import CollectError, Collector, NoData
-from kvtally.collectors.http import Endpoint
+from kvtally.collectors.http import Endpoint, OtherStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -55,16 +56,18 @@ class Found(NamedTuple):
 
 
 def probe(url: str) -> bytes | None:
-    """The body of a page, or None: whatever else answers on a port is no engine."""
+    """The body of a page, b"" where a server answers with another status than 200, or None."""
     try:
         with closing(Endpoint(url, timeout_seconds=PROBE_SECONDS, max_bytes=PAGE_BYTES)) as endpoint:
             return endpoint.get().body
+    except OtherStatus:
+        return b""
     except (CollectError, ValueError):
         return None
 
 
 def look_around(config: Config, nvml: NvmlCollector | None, files: TargetFiles | None = None) -> Found:
-    """Find engines on this host and the GPUs that they hold; bounded by a second per listening port.
+    """Find engines on this host and the GPUs that they hold; bounded by a second per page of a listening port.
 
     `files` are those of `scrape.file_sd`, kept from one look to the next.
     """
@@ -84,6 +87,8 @@ def look_around(config: Config, nvml: NvmlCollector | None, files: TargetFiles |
     engines, pages = find(
         sorted(wanted | own),
         probe,
+        listed_engines=listed,
+        listed_pages=own,
         gpu_uuids_by_index=gpus.by_index,
         compute_pids=gpus.compute_pids,
         mig_instances=gpus.instances,
@@ -229,6 +234,11 @@ def _local_port(url: str) -> int | None:
     return port if from_here == address[0] or str(address[0]).startswith("127.") else None
 
 
+def _are_others(unheld: str) -> bool:
+    """Whether GPUs that no engine here holds are somebody else's: NVML shows a pod those of its whole node."""
+    return unheld == "others" or (unheld == "auto" and in_pod_of_its_own(pod_of(os.environ)))
+
+
 def open_nvml(config: Config) -> NvmlCollector | None:
     """The GPUs of this host; None without a driver, or where config switches them off."""
     if not config.gpu.enabled:
@@ -236,7 +246,9 @@ def open_nvml(config: Config) -> NvmlCollector | None:
     from kvtally.collectors.nvml import NvmlCollector  # noqa: PLC0415  # pynvml is loaded where there is a driver
 
     nvml = NvmlCollector(
-        energy_every_seconds=config.gpu.energy_every_seconds, gpm_every_seconds=config.gpu.gpm_every_seconds
+        energy_every_seconds=config.gpu.energy_every_seconds,
+        gpm_every_seconds=config.gpu.gpm_every_seconds,
+        shown="node" if _are_others(config.gpu.unheld) else "",
     )
     try:
         nvml.compute_pids()

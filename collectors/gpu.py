@@ -9,7 +9,7 @@ import msgspec
 from kvtally.collectors.base import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _INFINITY = float("inf")
 _BYTES_PER_MIB = 2**20
@@ -164,9 +164,9 @@ class _Gpu:
         else:
             self.gpm.announce()
 
-    def reading(self, session: float) -> Reading:
+    def reading(self, session: float, shown: Mapping[str, str]) -> Reading:
         of = self.identity
-        attributes = {"index": str(of.number)}
+        attributes = {"index": str(of.number), **shown}
         if of.name is not None:
             attributes["sku"] = of.name
         if of.mig is not None:
@@ -195,10 +195,12 @@ class GpuIntegrator:
 
     A gap longer than `max_gap_seconds` is unknown and not counted; means over a stated time (GPM) cover any gap.
     `session` marks the start of the sums (unix seconds); the caller chooses it once for each integrator.
+    `shown` becomes an attribute: "node" where the GPUs of others are shown as well.
     """
 
-    def __init__(self, session: float, max_gap_seconds: float = 30.0) -> None:
+    def __init__(self, session: float, max_gap_seconds: float = 30.0, shown: str = "") -> None:
         self._session = session
+        self._shown = {"shown": shown} if shown else {}
         self._max_gap_seconds = max_gap_seconds
         self._gpus: dict[str, _Gpu] = {}
 
@@ -230,4 +232,4 @@ class GpuIntegrator:
         newest = max(gpu.newest.t for gpu in self._gpus.values())
         current = [gpu for gpu in self._gpus.values() if newest - gpu.newest.t <= self._max_gap_seconds]
         current.sort(key=lambda gpu: (gpu.newest.index, gpu.newest.uuid))
-        return tuple(gpu.reading(self._session) for gpu in current)
+        return tuple(gpu.reading(self._session, self._shown) for gpu in current)

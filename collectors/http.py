@@ -45,7 +45,11 @@ class _Unanswered(Exception):  # noqa: N818  # not yet an error: a kept connecti
     """The connection ended before a byte of the answer came."""
 
 
-class _Refused(CollectError):  # noqa: N818  # not yet an error: a newer secret may be accepted
+class OtherStatus(CollectError):  # noqa: N818  # says what came, as its callers ask
+    """The server answered, with another status than 200."""
+
+
+class _Refused(OtherStatus):  # not yet an error: a newer secret may be accepted
     """The server does not accept our credentials; those on disk may be newer."""
 
 
@@ -170,7 +174,7 @@ class Endpoint:
             reason = f"HTTP {head.status} from {self._place.origin}{without_query(target)}"
             if head.status in _REFUSALS:
                 raise _Refused(reason, self._access.refusal_hint(head.status))
-            raise CollectError(reason, _HINTS.get(head.status, "see the log of the server"))
+            raise OtherStatus(reason, _HINTS.get(head.status, "see the log of the server"))
         self._doing = "reading the answer of"
         body, is_marked = read_body(stream, head.headers, self._max_bytes)
         if not (is_marked and head.keeps_alive and stream.is_drained):

@@ -80,13 +80,16 @@ class NvmlCollector:
         session: float | None = None,
         energy_every_seconds: float = 10.0,
         gpm_every_seconds: float = 10.0,
+        *,
+        shown: str = "",
     ) -> None:
+        """`shown` is "node" where NVML shows others' GPUs too, as in a pod."""
         self.limits: dict[str, str] = {}
         self._nvml = nvml
         self._clock = clock
         self._energy_every_seconds = energy_every_seconds
         self._gpm_every_seconds = gpm_every_seconds
-        self._integrator = GpuIntegrator(clock() if session is None else session)
+        self._integrator = GpuIntegrator(clock() if session is None else session, shown=shown)
         self._devices: list[Device] = []
         self._energy_turns = self._gpm_turns = _Turns(0, 0, 0)
         self._gpm_request: Any = None

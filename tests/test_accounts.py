@@ -37,6 +37,7 @@ from kvtally.agent.accounts import (
     settled_hours_of,
     widened,
 )
+from kvtally.agent.ledger import settled
 from kvtally.agent.price import NANO
 from kvtally.agent.rates import RateBook
 from kvtally.agent.replica import About
@@ -167,7 +168,7 @@ def test_windows_between_hours_add_up_to_the_whole(hours: list[int]) -> None:
 
 def test_some_hours_settled_and_some_not_are_the_whole_raw_window(story: LedgerReader) -> None:
     window, book = Window(START, START + 4 * HOUR), book_of(story)
-    assert set(story.settlements(*window)) == {START, START + HOUR, START + 3 * HOUR}
+    assert set(settled.revisions(story, *window)) == {START, START + HOUR, START + 3 * HOUR}
     mixed = facts_of(story, window, book, PAYMENT)
     assert totals(mixed) == totals(facts_of(story, window, book, PAYMENT, use_settled=False))
 
@@ -334,3 +335,28 @@ def test_every_host_whose_gpus_a_page_shows_is_paid_for_whole(tmp_path: Path) ->
         facts = facts_of(reader, Window(START, START + HOUR), RateBook(prices), PAYMENT)
     spent = [(line.resource, line.amount_nano) for one in facts for line in one.lines or ()]
     assert spent == [("gpu", 2 * NANO), ("server", 4 * NANO)] * 2
+
+
+@pytest.mark.parametrize(("shown", "paid"), [({}, 3), ({"shown": "node"}, 1)])
+def test_gpus_of_a_node_that_a_pod_is_shown_are_others_unless_its_engine_held_them(
+    tmp_path: Path, shown: dict[str, str], paid: int
+) -> None:
+    engine, gpus = FakeEngine(), [FakeGpu(f"GPU-{number}") for number in range(3)]
+    for gpu in gpus:
+        gpu.attributes |= shown
+    path = new_ledger(tmp_path)
+    about = About(gpus=(gpus[0].name,), mapping="config")
+    deployment = Deployment(path, {engine.name.partition("/")[0]: about}, interval_seconds=60)
+    for minute in range(61):
+        engine.serve(computed=60)
+        for gpu in gpus:
+            gpu.run(60, 30)
+        # the engine ends after half an hour: its own GPU is unallocated from then on
+        deployment.scrape(START + minute * 60 * SECOND, [engine] if minute <= 30 else [], gpus)
+    deployment.close()
+    prices = [rate("gpu", "1", "gpu-hour", START - HOUR, sku=SKU)]
+    with reader_of(path) as reader:
+        facts = facts_of(reader, Window(START, START + HOUR), RateBook(prices), PAYMENT)
+    # the minutes on either side of the engine's end count as held
+    spent = sum(line.amount_nano for one in facts for line in one.lines or ())
+    assert spent / NANO == pytest.approx(paid - 2 / 60, abs=1e-5)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from msgspec.structs import replace
@@ -171,6 +171,31 @@ def test_a_probe_gives_the_body_of_any_page_and_nothing_where_there_is_none(engi
     assert probe("gopher://127.0.0.1") is None
 
 
+def test_a_probe_tells_an_answer_with_another_status_from_none() -> None:
+    def talk(connection: socket.socket, target: str) -> bool:
+        connection.sendall(answer(b"", "404 Not Found" if target == "/metrics" else "401 Unauthorized"))
+        return True
+
+    with Server(talk) as server:
+        assert [probe(f"http://{server.origin}{path}") for path in ("/metrics", "/secret")] == [b"", b""]
+
+
+def test_what_config_lists_and_nobody_is_shown_is_found_by_the_process_that_serves_it() -> None:
+    """Credentials, or a path of its own."""
+
+    def talk(connection: socket.socket, _target: str) -> bool:
+        connection.sendall(answer(b"", "401 Unauthorized"))
+        return True
+
+    with Server(talk) as engine, Server(talk) as cache:
+        listed = Engine(url=f"http://{engine.origin}/custom/metrics", name="mine")
+        page = Page(url=f"http://{cache.origin}/metrics")
+        look = look_around(config_of(listed, pages=(page,), scrape=Scrape(discover=False)), None)
+        assert [(one.pid, look.listed[engine.port]) for one in look.engines] == [(os.getpid(), "mine")]
+        assert look.pages == ()
+        assert look.facts.keys() == {"mine"}
+
+
 def test_a_probe_takes_no_page_that_is_too_large() -> None:
     def talk(connection: socket.socket, _target: str) -> bool:
         connection.sendall(answer(b"x" * (PAGE_BYTES + 1)))
@@ -182,6 +207,40 @@ def test_a_probe_takes_no_page_that_is_too_large() -> None:
 
 def test_gpus_that_config_switches_off_are_not_read() -> None:
     assert open_nvml(Config(gpu=Gpu(enabled=False))) is None
+
+
+@pytest.mark.parametrize(
+    ("unheld", "environ", "others"),
+    [
+        ("auto", {}, False),
+        ("auto", {"POD_NAME": "vllm-0", "POD_NAMESPACE": "chat", "POD_IP": "10.0.0.5", "HOST_IP": "192.168.0.1"}, True),
+        ("auto", {"NODE_NAME": "n1", "POD_NAME": "d", "POD_IP": "192.168.0.1", "HOST_IP": "192.168.0.1"}, False),
+        ("paid", {"POD_NAME": "vllm-0", "POD_NAMESPACE": "chat"}, False),
+        ("others", {}, True),
+    ],
+)
+def test_a_pod_is_shown_the_gpus_of_others_and_a_daemonset_its_own(
+    unheld: Literal["auto", "paid", "others"],
+    environ: dict[str, str],
+    others: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("POD_NAME", "POD_NAMESPACE", "NODE_NAME", "POD_IP", "HOST_IP"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    made: list[str] = []
+
+    class Collector:
+        def __init__(self, *, shown: str, **_: float) -> None:
+            made.append(shown)
+
+        def compute_pids(self) -> Mapping[str, Sequence[int]]:
+            return {}
+
+    monkeypatch.setattr("kvtally.collectors.nvml.NvmlCollector", Collector)
+    assert open_nvml(Config(gpu=Gpu(unheld=unheld))) is not None
+    assert made == ["node" if others else ""]
 
 
 def test_a_look_without_files_leaves_the_config_as_it_was(engine: FakeEngine) -> None:

@@ -286,6 +286,12 @@ def test_a_reading_is_summed_up_over_collections() -> None:
     assert value(reading, "pcie_sent_bytes") == 10 * 2**20
 
 
+def test_gpus_that_are_shown_with_others_say_so() -> None:
+    nvml = FakeNvml(2)
+    readings = NvmlCollector(nvml, nvml.clock, 1.0, shown="node").collect()
+    assert [reading.attributes["shown"] for reading in readings] == ["node", "node"]
+
+
 def test_names_may_be_bytes() -> None:
     nvml = FakeNvml()
     nvml.names_are_bytes = True

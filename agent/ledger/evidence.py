@@ -61,14 +61,14 @@ def _present(spans: Mapping[int, list[tuple[int, int]]], targets: Mapping[int, T
             targets[target_id].name,
             product_of(about.get("sku", "")),
             about.get("share", "1"),
-            about.get("source") == "dcgm",
+            about.get("source") == "dcgm" or about.get("shown") == "node",
             about.get("host", ""),
         )
         alike.setdefault(key, []).extend(own)
-    named = _named(targets) if any(is_page for _, _, _, is_page, _ in alike) else frozenset()
-    for (uuid, sku, share, is_page, host), own in sorted(alike.items()):
-        # a page of GPUs shows those of the whole node, whoever uses them
-        yield GpuPresence(uuid, sku, tuple(sorted(own)), Fraction(share), not is_page or uuid in named, host)
+    named = _named(targets) if any(are_all for _, _, _, are_all, _ in alike) else frozenset()
+    for (uuid, sku, share, are_all, host), own in sorted(alike.items()):
+        # a page of GPUs, and NVML in a pod, show those of the whole node, whoever uses them
+        yield GpuPresence(uuid, sku, tuple(sorted(own)), Fraction(share), not are_all or uuid in named, host)
 
 
 def _named(targets: Mapping[int, Target]) -> frozenset[str]:
