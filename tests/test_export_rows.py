@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -111,3 +112,20 @@ def test_without_a_path_it_is_standard_output(capfdbinary: pytest.CaptureFixture
     with opened(None) as file:
         file.write(b"a\r\n")
     assert capfdbinary.readouterr().out == b"a\r\n"
+
+
+def test_a_pipe_is_written_to_and_a_link_leads_to_its_file(tmp_path: Path) -> None:
+    pipe, target, link = tmp_path / "pipe", tmp_path / "target.csv", tmp_path / "link.csv"
+    os.mkfifo(pipe)
+    link.symlink_to(target)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with opened(str(pipe)) as file:
+            file.write(b"rows")
+        assert os.read(reader, 10) == b"rows"
+    finally:
+        os.close(reader)
+    with opened(str(link)) as file:
+        file.write(b"rows")
+    assert (target.read_bytes(), link.is_symlink(), pipe.is_fifo()) == (b"rows", True, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.csv", "pipe", "target.csv"]

@@ -94,11 +94,19 @@ def number(exact: Fraction) -> Decimal:
 
 @contextmanager
 def opened(path: str | None) -> Iterator[IO[bytes]]:
-    """A file to write, or standard output for None; the file is there whole or not at all. OSError if it cannot be."""
+    """A file to write, or standard output for None; the file is there whole or not at all. OSError if it cannot be.
+
+    A device or a pipe is written to, and a link leads to what it names: neither is replaced.
+    """
     if path is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113  # as below
+        with open(path, "wb") as file:  # noqa: PTH123  # as below
+            yield file
+        return
+    path = os.path.realpath(path)
     beside = f"{path}.part"
     try:
         with open(beside, "wb") as file:  # noqa: PTH123  # one open
