@@ -33,6 +33,8 @@ docs:
     mv docs/cli.new docs/cli.md
     {{ bin }}/python docs/metrics.py > docs/metrics.new
     mv docs/metrics.new docs/metrics.md
+    {{ bin }}/python docs/observability.py > docs/observability.new
+    mv docs/observability.new docs/observability.md
     {{ bin }}/python docs/readme.py > README.new
     mv README.new README.md
     {{ bin }}/python -m deploy.grafana.dashboard > deploy/grafana/kvtally.new

@@ -1,16 +1,19 @@
 """Exporters of a run: /metrics is served here, and what needs SQLAlchemy or OpenTelemetry runs in short-lived children.
 
 A child works out the ledger's figures. For /metrics it does so only while somebody asks; an OTLP backend gets the
-ledger's sums each time, so one that was down for an hour misses no token, and nothing is queued for it here.
+ledger's sums each time, so one that was down for an hour misses no token, and nothing is queued for it here. The two
+take 66 to 91 MiB each, and never run side by side.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import TYPE_CHECKING
 
 from kvtally.agent.child import Child
+from kvtally.agent.export.otlp_environment import otlp_faults, otlp_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,12 +30,12 @@ LAST_SECONDS = 8.0  # for the push at the end: Kubernetes gives 30 from the word
 LAST_LOOK_SECONDS = 0.05
 CHILD_SECONDS_MAX = 300.0  # one that takes longer is ended: the next may do better
 IDLE_SECONDS = 300.0  # figures are worked out on only while /metrics was asked for this recently
-OTLP_SECONDS = 60.0  # OpenTelemetry's own default
 LIGHT_SECONDS = 2.0  # of CPU: a child that takes more, of a large ledger, is begun so rarely that
 SHARE = 10  # it takes a tenth of one core,
 REST_SECONDS_MAX = 450.0  # but not so rarely that its figures are too old to be shown
 FIGURES_SECONDS_MAX = 900.0  # how old figures may be to be shown, but not less than three times as old as they get
-ENDPOINTS = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+NOT_SENT = "OTLP: not sent, or not whole; what was not sent is in the next push"
+LAST_NOT_SENT = "OTLP: the last figures were not sent, or not whole; the ledger has them"
 
 
 class Exporting:
@@ -50,23 +53,28 @@ class Exporting:
     ) -> None:
         """`options` name the ledger and the config to the children."""
         self._config = config
-        self._options = options
         self._log = log
         self._monotonic = monotonic
         self._server = self._served(health)
-        self._page = _Job(monotonic)
-        self._otlp = _Job(monotonic)
+        self._page = _Job(monotonic, "export", "page", "--packed", *options)
+        self._otlp = _Job(monotonic, "export", "otlp", *options)
         self._otlp_seconds = otlp_interval(config, environ)
         for fault in otlp_faults(environ) if self._otlp_seconds is not None else ():
             log.line("warning", fault)
 
     def look(self) -> None:
-        """Take what children have brought, and begin what is due."""
-        self._look_page()
-        if self._otlp_seconds is not None:
-            self._end(self._otlp, "OTLP: not sent; the next push carries the same sums")
-            if self._otlp.is_due(self._otlp_seconds):
-                self._begin(self._otlp, "export", "otlp")
+        """Take what children have brought, and begin what is due: the one that began longer ago, if both are."""
+        self._take_page()
+        self._end(self._otlp, NOT_SENT)
+        if self._page.is_running or self._otlp.is_running:
+            return
+        due = [
+            job
+            for job, every in ((self._page, self._page_seconds), (self._otlp, self._otlp_seconds))
+            if job.is_due(every)
+        ]
+        if due:
+            self._begin(min(due, key=lambda job: job.began))
 
     def close(self) -> None:
         """End the server and whatever child still runs."""
@@ -79,13 +87,15 @@ class Exporting:
         """Send what the ledger holds in the end, once nothing more is written to it; waits a few seconds at most."""
         if self._otlp_seconds is None:
             return
-        self._begin(self._otlp, "export", "otlp")
+        self._begin(self._otlp)
         for _ in range(round(LAST_SECONDS / LAST_LOOK_SECONDS)):
             if not self._otlp.is_running:
                 return
             time.sleep(LAST_LOOK_SECONDS)
-            self._end(self._otlp, "OTLP: the last figures were not sent; the ledger has them")
-        self._otlp.stop()
+            self._end(self._otlp, LAST_NOT_SENT)
+        if self._otlp.is_running:
+            self._otlp.stop()
+            self._log.complain("warning", LAST_NOT_SENT, reason=f"the push took longer than {LAST_SECONDS:g} s")
 
     @property
     def port(self) -> int | None:
@@ -110,28 +120,31 @@ class Exporting:
             )
             return None
 
-    def _look_page(self) -> None:
-        server, job = self._server, self._page
-        if server is None:
+    def _take_page(self) -> None:
+        server = self._server
+        output = self._end(self._page, "/metrics: its figures are not renewed")
+        if server is None or output is None:
             return
-        output = self._end(job, "/metrics: its figures are not renewed")
-        if output is not None:
-            from kvtally.agent.metrics_server import unpacked  # noqa: PLC0415  # as above
+        from kvtally.agent.metrics_server import unpacked  # noqa: PLC0415  # as above
 
-            try:
-                server.figures = unpacked(output)
-            except ValueError as error:
-                self._log.complain("warning", "the figures of /metrics could not be read", reason=str(error))
-        asked_at = server.asked_at
-        is_read = asked_at is not None and self._monotonic() - asked_at < IDLE_SECONDS
-        if is_read and job.is_due(self._config.export.prometheus.refresh_seconds):
-            self._begin(job, "export", "page", "--packed")
-
-    def _begin(self, job: _Job, *words: str) -> None:
         try:
-            job.begin(*words, *self._options)
+            server.figures = unpacked(output)
+        except ValueError as error:
+            self._log.complain("warning", "the figures of /metrics could not be read", reason=str(error))
+
+    @property
+    def _page_seconds(self) -> float | None:
+        """How often figures are worked out for /metrics; None while nobody asks."""
+        asked_at = None if self._server is None else self._server.asked_at
+        if asked_at is None or self._monotonic() - asked_at >= IDLE_SECONDS:
+            return None
+        return self._config.export.prometheus.refresh_seconds
+
+    def _begin(self, job: _Job) -> None:
+        try:
+            job.begin()
         except OSError as error:  # no memory or no process is left: the next one will do
-            self._log.complain("warning", f"`kvtally {' '.join(words)}` could not be begun", reason=str(error))
+            self._log.complain("warning", f"`{job.command}` could not be begun", reason=str(error))
 
     def _end(self, job: _Job, fault: str) -> bytes | None:
         """What a child has printed, once it has ended well; else `fault` is told with its reason."""
@@ -145,75 +158,49 @@ class Exporting:
         return None
 
 
-def otlp_interval(config: Config, environ: Mapping[str, str]) -> float | None:
-    """Seconds from one push to the next; None where no endpoint is named, or OpenTelemetry is switched off."""
-    exporters = {one.strip() for one in environ.get("OTEL_METRICS_EXPORTER", "").split(",")} - {""}
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or (exporters and "otlp" not in exporters):
-        return None
-    if not (config.export.otlp.endpoint or any(environ.get(name) for name in ENDPOINTS)):
-        return None
-    try:
-        given = float(environ.get("OTEL_METRIC_EXPORT_INTERVAL") or 0) / 1000
-    except ValueError:
-        given = 0.0
-    return given if 1 <= given <= 86400 else OTLP_SECONDS  # noqa: PLR2004  # a second to a day
-
-
-def otlp_faults(environ: Mapping[str, str]) -> list[str]:
-    """What the environment says of OpenTelemetry that nobody understands, and what holds instead."""
-    faults = []
-    interval = environ.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip()
-    if interval and not interval.isdecimal():
-        faults.append(f"OTEL_METRIC_EXPORT_INTERVAL={interval} is no number of milliseconds: {OTLP_SECONDS:g} s hold")
-    name = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
-    temporality = environ.get(name, "").strip().lower()
-    if temporality not in {"", "cumulative", "delta", "lowmemory"}:
-        faults.append(f"{name}={temporality} is none of cumulative, delta, lowmemory: cumulative holds")
-    return faults
-
-
 class _Job:
     """A child that is begun again and again; what it prints is kept in memory files of the kernel, not here."""
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
+    def __init__(self, monotonic: Callable[[], float], *words: str) -> None:
         self._monotonic = monotonic
+        self._words = words
         self._child: Child | None = None
         self._files: tuple[int, ...] = ()
-        self._began: float | None = None
         self._rest_seconds = 0.0  # at least so long from one to the next
         self._is_late = False
-        self.command = ""
+        self.began = -math.inf  # when the last one did
+        self.command = f"kvtally {' '.join(words)}"
 
-    def is_due(self, every_seconds: float) -> bool:
-        """Whether none runs and the last one began so long ago."""
-        every_seconds = max(every_seconds, self._rest_seconds)
-        return self._child is None and (self._began is None or self._monotonic() - self._began >= every_seconds)
+    def is_due(self, every_seconds: float | None) -> bool:
+        """Whether none runs and the last one began so long ago; never with None."""
+        if every_seconds is None or self._child is not None:
+            return False
+        return self._monotonic() - self.began >= max(every_seconds, self._rest_seconds)
 
     @property
     def is_running(self) -> bool:
         """Whether one runs."""
         return self._child is not None
 
-    def begin(self, *words: str) -> None:
+    def begin(self) -> None:
         """Begin one; OSError if there is no process to be had."""
-        self._began = self._monotonic()
+        self.began = self._monotonic()
         self._is_late = False
         # no folder need be writable, and nothing is left behind by whatever end
         self._files = (os.memfd_create("kvtally-out"),)
         try:
             self._files += (os.memfd_create("kvtally-err"),)
-            self._child = Child(*words, stdout=self._files[0], stderr=self._files[1])
+            self._child = Child(*self._words, stdout=self._files[0], stderr=self._files[1])
         except OSError:
             self._close()
             raise
-        self.command = self._child.command
 
     def poll(self) -> int | None:
         """The exit status of one that has ended just now; None otherwise. One that takes too long is killed."""
         if self._child is None:
             return None
         status = self._child.poll()
-        if status is None and self._began is not None and self._monotonic() - self._began > CHILD_SECONDS_MAX:
+        if status is None and self._monotonic() - self.began > CHILD_SECONDS_MAX:
             self._is_late = True
             self._child.kill()
             status = self._child.wait()

@@ -24,6 +24,12 @@ class Finding(NamedTuple):
     message: str
 
 
+def plural(count: int, word: str) -> str:
+    """A count with its noun: 1 hour, 2 processes."""
+    ending = "" if count == 1 else "es" if word.endswith("s") else "s"
+    return f"{count:,} {word}{ending}"
+
+
 def utc_text(at_ns: int) -> str:
     """An instant as ISO 8601 in UTC with milliseconds."""
     from datetime import UTC, datetime  # noqa: PLC0415  # the daemon's tick has no need of datetime

@@ -34,10 +34,14 @@ OWN: Mapping[str, About] = {
     "kvtally_scrapes": About("counter", "Scrapes by outcome: ok, no_data, failed", ("source", "outcome")),
     "kvtally_intervals": About("counter", "Intervals written since the start of this process", ("kind",)),
     "kvtally_failed_writes": About("counter", "Ticks that the ledger did not take at once"),
-    "kvtally_ledger_lag_seconds": About("gauge", "Age of the newest interval in the ledger"),
+    "kvtally_ledger_lag_seconds": About(
+        "gauge", "Age of the newest interval that this process wrote, or of the process where it wrote none"
+    ),
     "kvtally_ledger_bytes": About("gauge", "Size of the ledger's file"),
     "kvtally_snapshot_age_seconds": About(
-        "gauge", "Age of the figures that were last worked out from the ledger; where it is great, they are left out"
+        "gauge",
+        "Age of the figures that were last worked out from the ledger, or of the process where none were; where it is "
+        "great, they are left out",
     ),
     "kvtally_children_cpu_seconds": About(
         "counter", "CPU time of its children that have ended: figures for exporters, settling"
@@ -74,7 +78,7 @@ class Health:
         self._intervals: dict[str, int] = {}
         self._newest_ns: int | None = None
         self._failed_writes = 0
-        self._ticked_at = monotonic()
+        self._started_at = self._ticked_at = monotonic()
         # once it is, it stays so: a disk that is full later must not take the engine's pod out of service
         self.is_ready = False
 
@@ -102,7 +106,11 @@ class Health:
         self.is_ready = self.is_ready or tick.error is None
 
     def families(self, now_ns: int, snapshot_age_seconds: float | None) -> Iterator[Family]:
-        """All metrics now; those of which nothing is known are left out."""
+        """All metrics now; those of which nothing is known are left out.
+
+        What never came is as old as this process: an alert on an age must not wait for the first of it.
+        """
+        own_age_seconds = self._monotonic() - self._started_at
         with self._lock:
             sources = [(name, one.took_seconds, tuple(one.outcomes.items())) for name, one in self._sources.items()]
             kinds, newest_ns, failed_writes = tuple(self._intervals.items()), self._newest_ns, self._failed_writes
@@ -112,12 +120,12 @@ class Health:
         yield _family("kvtally_scrapes", *outcomes)
         yield _family("kvtally_intervals", *(((kind,), count) for kind, count in kinds))
         yield _family("kvtally_failed_writes", ((), failed_writes))
-        if newest_ns is not None:
-            yield _family("kvtally_ledger_lag_seconds", ((), max(0.0, (now_ns - newest_ns) / 1e9)))
+        lag_seconds = own_age_seconds if newest_ns is None else max(0.0, (now_ns - newest_ns) / 1e9)
+        yield _family("kvtally_ledger_lag_seconds", ((), lag_seconds))
         if (size := file_bytes(self._path)) is not None:
             yield _family("kvtally_ledger_bytes", ((), size))
-        if snapshot_age_seconds is not None:
-            yield _family("kvtally_snapshot_age_seconds", ((), snapshot_age_seconds))
+        age_seconds = own_age_seconds if snapshot_age_seconds is None else snapshot_age_seconds
+        yield _family("kvtally_snapshot_age_seconds", ((), age_seconds))
         yield from self._process()
 
     def _process(self) -> Iterator[Family]:

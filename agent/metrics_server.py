@@ -103,13 +103,14 @@ class MetricsServer:
 
 
 def prefers_openmetrics(accept: str) -> bool:
-    """Whether an Accept header asks for OpenMetrics before the text format."""
-    weights = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    """Whether an Accept header asks for OpenMetrics before the text format: by weight, then by place."""
+    weights: dict[str, float] = {}
     for choice in accept.lower().split(","):
         kind, *parameters = (part.strip() for part in choice.split(";"))
-        if kind in weights:
-            weights[kind] = max(weights[kind], _weight(parameters))
-    return 0 < weights["application/openmetrics-text"] >= weights["text/plain"]
+        if kind in {"application/openmetrics-text", "text/plain"}:
+            weights[kind] = max(weights.get(kind, 0.0), _weight(parameters))
+    first = max(weights, key=lambda kind: weights[kind], default="text/plain")  # of equal ones that which came first
+    return first == "application/openmetrics-text" and weights[first] > 0
 
 
 def _weight(parameters: list[str]) -> float:
@@ -186,9 +187,10 @@ class _Handler(socketserver.StreamRequestHandler):
             return
         method, target, accept = request
         if method not in {b"GET", b"HEAD"}:
-            self._answer(b"405 Method Not Allowed", b"GET and HEAD alone\n", with_body=True)
+            allow = b"Allow: GET, HEAD\r\n"
+            self._answer(b"405 Method Not Allowed", b"GET and HEAD alone\n", with_body=True, more=allow)
             return
-        path, with_body = target.partition(b"?")[0], method == b"GET"
+        path, with_body = _path(target), method == b"GET"
         pages = self.server.pages
         if path == b"/metrics":
             openmetrics = prefers_openmetrics(accept.decode("latin-1"))
@@ -226,6 +228,15 @@ class _Handler(socketserver.StreamRequestHandler):
         accept = b",".join(line[7:] for line in lines[1:] if line[:7].lower() == b"accept:")
         return (words[0], words[1], accept.lower()) if len(words) > 1 else None
 
-    def _answer(self, status: bytes, body: bytes, kind: str = PLAIN, *, with_body: bool) -> None:
+    def _answer(self, status: bytes, body: bytes, kind: str = PLAIN, *, with_body: bool, more: bytes = b"") -> None:
         head = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
-        self.wfile.write(b"HTTP/1.0 " + status + b"\r\n" + head + (body if with_body else b""))
+        self.wfile.write(b"HTTP/1.0 " + status + b"\r\n" + more + head + (body if with_body else b""))
+
+
+# /metrics?name[]=x | http://127.0.0.1:9478/metrics, as it is said to a proxy
+def _path(target: bytes) -> bytes:
+    """The path of a request's target, which may name this server before it, whatever it calls it."""
+    scheme, mark, rest = target.partition(b"?")[0].partition(b"://")
+    if mark and scheme.lower() in {b"http", b"https"}:
+        return b"/" + rest.partition(b"/")[2]
+    return target.partition(b"?")[0]

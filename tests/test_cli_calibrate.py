@@ -20,6 +20,7 @@ from kvtally.agent.calibration import PARAMETERS, calibration_of
 from kvtally.agent.cli.calibration_probe import named_by, page_of
 from kvtally.agent.config import Config, Engine, complete
 from kvtally.agent.ledger.read import LedgerReader
+from kvtally.agent.ledger.settled import revisions
 
 if TYPE_CHECKING:
     import socket
@@ -373,7 +374,7 @@ def test_settled_hours_are_settled_again_by_the_newest(kvtally: Call, url: str) 
     assert (ran.status, ran.out, ran.err) == (0, "", "1 hour settled again by the newest calibration\n")
     assert used() == [2]
     with LedgerReader(url) as reader:
-        assert {hour: revision for hour, (revision, _) in reader.settlements(0, 2**62).items()} == {START: 2}
+        assert revisions(reader, 0, 2**62) == {START: 2}
 
 
 def test_a_ledger_without_settled_hours_has_none_to_settle_again(kvtally: Call, tmp_path: Path) -> None:

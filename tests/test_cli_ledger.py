@@ -140,7 +140,7 @@ def test_an_empty_ledger_has_nothing_to_settle_or_to_prune(kvtally: Call) -> Non
     kvtally("ledger", "upgrade")
     assert kvtally("ledger", "settle", "--prune") == (0, "", "0 hours settled\n")
     assert kvtally("ledger", "settle", "--again", "1h").status == 2
-    assert kvtally("ledger", "prune") == (0, "nothing is that old and settled\n", "")
+    assert kvtally("ledger", "prune") == (0, "", "nothing is that old and settled\n")
 
 
 def test_pruning_removes_old_intervals_of_settled_hours_and_nothing_of_the_answer(
@@ -155,12 +155,12 @@ def test_pruning_removes_old_intervals_of_settled_hours_and_nothing_of_the_answe
     deployment.close()
     url = url_of(path)
     words = ("ledger", "prune", "--days", "1", "--ledger", url)
-    assert kvtally(*words).out == "nothing is that old and settled\n"
+    assert kvtally(*words).err == "nothing is that old and settled\n"
     kvtally("ledger", "settle", "--ledger", url)
     before = json.loads(kvtally("cost", "--since", "30h", "--by", "hour", "--ledger", url).out)["groups"]
     # 10:00 is a day before the newest interval's end; the interval that ends there and then is kept as well
-    assert kvtally(*words).out == "engine_interval: 11 rows removed\n"
+    assert kvtally(*words) == (0, "", "engine_interval: 11 rows removed\n")
     assert rows(url, "SELECT count(*) FROM engine_interval") == [(49,)]
     assert json.loads(kvtally("cost", "--since", "30h", "--by", "hour", "--ledger", url).out)["groups"] == before
-    assert kvtally(*words).out == "nothing is that old and settled\n"
+    assert kvtally(*words).err == "nothing is that old and settled\n"
     assert kvtally("ledger", "audit", "--ledger", url).status == 0

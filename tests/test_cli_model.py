@@ -18,6 +18,7 @@ from kvtally.agent.cli.quantity import bytes_of, counts_of, shares_of
 from kvtally.agent.hardware import SHORT_NAMES
 from kvtally.agent.model_shape import shape_of
 from kvtally.agent.render.chart import _Axis
+from kvtally.agent.render.comma_separated import POINT_COLUMNS
 from kvtally.agent.render.model import significant
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ def test_the_answer_is_shown_as_a_table(
 def test_the_curves_are_rows_of_figures(kvtally: Call) -> None:
     ran = kvtally(*SEVENTY, "--prompt", "8k", "--reuse", "0,100", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(ran.out)))
+    assert [*rows[0]] == [*POINT_COLUMNS]
     assert len(rows) == 5 * 2
     assert rows[3]["backend"] == "average storage"
     assert rows[3]["reuse"] == "1.0"

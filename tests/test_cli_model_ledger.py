@@ -23,8 +23,10 @@ from kvtally.agent.cli.replay import into_ledger
 from kvtally.agent.config import Config
 from kvtally.agent.interval import IDENTITY_BROKEN
 from kvtally.agent.ledger.read import LedgerReader, replica_of
+from kvtally.agent.model_report import points
 from kvtally.agent.observed import fingerprint_of
 from kvtally.agent.recording import open_recording
+from kvtally.agent.render.comma_separated import POINT_COLUMNS, flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -215,8 +217,12 @@ def test_an_engine_without_a_gpu_has_its_law_and_its_hosts_price(kvtally: Call, 
 
 
 def test_points_are_rows_of_figures_as_well(kvtally: Call, demo_ledger: str) -> None:
-    ran = kvtally("model", "--calibrated", "--measured", "--ledger", demo_ledger, "--format", "csv")
+    words = ("model", "--calibrated", "--measured", "--ledger", demo_ledger, "--format")
+    ran = kvtally(*words, "csv")
     rows = [row for row in csv.DictReader(io.StringIO(ran.out)) if row["kind"] == "measured"]
+    assert [*rows[0]] == [*POINT_COLUMNS]
+    keys = {name for row in points(json.loads(kvtally(*words, "json").out)) for name in flat(row)}
+    assert keys - {"cost_per_100m_tokens"} == set(POINT_COLUMNS)
     assert {row["backend"] for row in rows} == {"measured at the engine"}
     full = next(row for row in rows if row["prompt_tokens"] == "30720" and float(row["reuse"]) > 0.99)
     assert (full["ttft_basis"], full["requests"], full["tier"]) == ("MEASURED", "1", "hbm")
@@ -429,7 +435,7 @@ def test_of_several_kinds_one_is_to_be_named(kvtally: Call, on_cpu: str, tmp_pat
     assert report["deployment"]["replicas"] == ["h100-llama8b-on/0"]
     ran = kvtally("model", "--calibrated", "--calibration", "1", "--replica", "h100-llama8b-on/0", "--ledger", url)
     assert (ran.status, ran.err.count("\n")) == (2, 1)
-    assert "--calibration 1: no replica in the window has its fingerprint" in ran.err
+    assert "--calibration 1: no replica in the window has its fingerprint (`kvtally calibrate --list`)" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -440,7 +446,7 @@ def test_of_several_kinds_one_is_to_be_named(kvtally: Call, on_cpu: str, tmp_pat
         (("--measured", "--calibration", "1"), "--calibration goes with --calibrated or --what-if"),
         (("--calibrated", "--requests", str(REQUESTS)), "--requests goes with --measured"),
         (("--calibrated", "--extra-reuse", "20%"), "--extra-reuse goes with --what-if"),
-        (("--calibrated", "--calibration", "7"), "--calibration 7: the ledger holds none"),
+        (("--calibrated", "--calibration", "7"), "--calibration 7: the ledger holds none (`kvtally calibrate --list`)"),
         (("--calibrated", "--replica", "x/0"), "--replica x/0: the window holds h100-llama8b-on/0"),
         (("--calibrated", "--model", "llama-70b"), "--model llama-70b is not what the replica serves: llama-8b"),
         (("--calibrated", "--model", "gpt-9"), "neither a config.json nor one of"),

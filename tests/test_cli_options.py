@@ -19,8 +19,7 @@ from tests.command_line import call, copied
 
 from kvtally import __version__
 from kvtally.agent.cli import COMMANDS, group
-from kvtally.agent.cli.cost import dimensions_of, window_of
-from kvtally.agent.cli.options import Seconds, instant_ns
+from kvtally.agent.cli.options import Seconds, dimensions_of, instant_ns, window_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,6 +6,7 @@ import json
 import shlex
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import pytest
 from tests.command_line import copied
 from tests.ledgers import START, Deployment, FakeEngine, FakeGpu, new_ledger, tell_story, url_of
 
+from kvtally.agent.render.comma_separated import RATE_COLUMNS
 from kvtally.agent.replica import About
 
 if TYPE_CHECKING:
@@ -93,14 +95,14 @@ def test_a_rate_in_the_form_of_the_contract_turns_assumed_money_into_measured(
     url = copied(demo_ledger, tmp_path)
     before = cost(kvtally, url)["groups"][0]
     status, out, err = kvtally(*words(CONTRACT), "--ledger", url)
-    assert (status, err) == (0, "")
-    assert out == (
+    assert (status, out) == (0, "")
+    assert err == (
         "added: gpu NVIDIA H100 80GB HBM3 on-demand 2.69 USD/gpu-hour from 2026-01-01 (MEASURED: operator)\n"
     )
     after = cost(kvtally, url)["groups"][0]
     assert (before["basis"]["cost"], after["basis"]["cost"]) == ("ASSUMED", "MEASURED")
     assert after["cost"] == before["cost"]
-    assert out == f"added: {after['rates'][0]}\n"
+    assert err == f"added: {after['rates'][0]}\n"
 
 
 def test_another_price_is_another_cost(kvtally: Call, demo_ledger: str, tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ def test_a_rate_that_is_there_already_is_not_added_again(kvtally: Call, demo_led
     url = copied(demo_ledger, tmp_path)
     kvtally(*words(CONTRACT), "--ledger", url)
     before = rows(url, "SELECT count(*) FROM rate")
-    assert kvtally(*words(CONTRACT), "--ledger", url).out.startswith("was there: gpu NVIDIA H100 80GB HBM3 ")
+    assert kvtally(*words(CONTRACT), "--ledger", url).err.startswith("was there: gpu NVIDIA H100 80GB HBM3 ")
     assert rows(url, "SELECT count(*) FROM rate") == before
 
 
@@ -128,16 +130,36 @@ def test_settled_hours_that_a_rate_concerns_get_a_revision_beside_the_old(kvtall
     charged = rows(url, "SELECT * FROM charge WHERE revision = 1 ORDER BY id")
     before = cost(kvtally, url, "--by", "hour")["groups"]
     line = 'kvtally rates add gpu 2.69 --sku "NVIDIA H100 80GB HBM3" --from 2026-11-23T06:00Z'
-    out = kvtally(*words(line, "9"), "--ledger", url).out
+    err = kvtally(*words(line, "9"), "--ledger", url).err
     later = [hour for hour, _ in settled if hour >= START + 2 * 3600 * 10**9]
-    assert len(later) >= 1
-    assert f"{len(later)} settled hours were settled again at the new price\n" in out
+    assert len(later) > 1
+    assert err.endswith(f"\n{len(later)} hours settled again at the new price\n")
     revised = rows(url, "SELECT period_start_ns FROM settlement WHERE reason = 'a price was added' ORDER BY 1")
     assert [hour for (hour,) in revised] == later
     assert rows(url, "SELECT * FROM charge WHERE revision = 1 ORDER BY id") == charged
     after = cost(kvtally, url, "--by", "hour")["groups"]
     assert float(after[2]["cost"]["gpu"]) > float(before[2]["cost"]["gpu"])
     assert after[2]["cost"]["server"] == before[2]["cost"]["server"]
+
+
+def test_an_hour_that_is_settled_again_is_told_as_one(kvtally: Call, tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    tell_story(path)
+    url = url_of(path)
+    kvtally("ledger", "settle", "--ledger", url)
+    newest = rows(url, "SELECT max(period_start_ns) FROM settlement")[0][0] // 10**9
+    since = datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%dT%H:%MZ")
+    ran = kvtally("rates", "add", "gpu", "9", "--sku", "NVIDIA H100 80GB HBM3", "--from", since, "--ledger", url)
+    assert (ran.status, ran.out) == (0, "")
+    assert ran.err.splitlines()[1:] == ["1 hour settled again at the new price"]
+
+
+def test_csv_has_a_column_for_every_key_of_a_rate(kvtally: Call) -> None:
+    rates = json.loads(kvtally("rates", "list").out)["rates"]
+    header, *lines = csv.reader(io.StringIO(kvtally("rates", "list", "--format", "csv").out))
+    assert header == [*RATE_COLUMNS]
+    assert len(lines) == len(rates)
+    assert {name for rate in rates for name in rate} == set(header)
 
 
 def test_a_second_currency_is_refused_before_anything_is_written(
@@ -180,13 +202,13 @@ def test_an_unused_ledger_takes_any_currency_and_leaves_packaged_prices_out(kvta
 def test_the_owned_example_is_imported_as_it_is_printed(kvtally: Call) -> None:
     Path("owned.toml").write_text(kvtally("rates", "example").out, encoding="utf-8")
     status, out, err = kvtally("rates", "import", "owned.toml")
-    assert (status, err) == (0, "")
-    gpu, energy = out.splitlines()
+    assert (status, out) == (0, "")
+    gpu, energy = err.splitlines()
     # (38750 - 3875/1.08^5) x 0.08 x 1.08^5 / (1.08^5 - 1) + 3875, over 8766 hours
     assert gpu.startswith("added: gpu NVIDIA H100 80GB HBM3 owned 1.47383")
     assert gpu.endswith("(ASSUMED: quote of August 2024 for a node of 8 H100 SXM: 310,000 USD)")
     assert energy.startswith("added: energy owned 0.0929 USD/kwh x PUE 1.54 from 2026-01-01 (ASSUMED: US industrial")
-    assert kvtally("rates", "import", "owned.toml").out.count("was there: ") == 2
+    assert kvtally("rates", "import", "owned.toml").err.count("was there: ") == 2
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_a_replay_into_the_same_ledger_counts_nothing_twice(kvtally: Call, tmp_p
     before = dump(tmp_path / "on.db")
     status, _, err = kvtally("replay", DEMO, "--ledger", "sqlite:///on.db")
     assert status == 0
-    assert "95 scrapes were in the ledger already and were left out\n" in err
+    assert "95 scrapes left out: in the ledger already\n" in err
     assert dump(tmp_path / "on.db") == before
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +11,7 @@ import pytest
 from kvtally.agent.cli.replay import into_ledger
 from kvtally.agent.config import Config
 from kvtally.agent.recording import open_recording
+from kvtally.agent.render.comma_separated import STORAGE_COLUMNS, flat
 
 if TYPE_CHECKING:
     from tests.command_line import Call
@@ -53,3 +56,22 @@ def test_loads_of_an_engine_on_an_h100_show_the_bandwidth_of_its_link(tmp_path: 
         "basis": "MODELLED",
     }
     assert (cache["tokens"]["loaded"], cache["tokens"]["found_in_dram"]) == (482_304, None)
+
+
+@pytest.mark.parametrize("recording", [DRAM_AND_DISK, IN_PROCESS])
+def test_csv_has_a_line_for_every_cache_and_mount_and_the_same_columns(
+    recording: Path, tmp_path: Path, kvtally: Call
+) -> None:
+    words = ("storage", "--ledger", replayed(recording, tmp_path), "--format")
+    answer = json.loads(kvtally(*words, "json").out)
+    header, *lines = csv.reader(io.StringIO(kvtally(*words, "csv").out))
+    assert header == [*STORAGE_COLUMNS]
+    told = [dict(zip(header, line, strict=True)) for line in lines]
+    rows = [*(("cache", one) for one in answer["caches"]), *(("mount", one) for one in answer["mounts"])]
+    assert [(row["kind"], row["name"]) for row in told] == [(kind, one["name"]) for kind, one in rows]
+    for row, (_, one) in zip(told, rows, strict=True):
+        assert {name: row[name] for name in flat(one)} == {
+            name: "" if value is None else str(value) for name, value in flat(one).items()
+        }
+        assert row["window.end"] == answer["window"]["end"]
+    assert kvtally(*words, "csv", "--since", "2030-01-01").out.splitlines() == [",".join(header)]

@@ -94,6 +94,28 @@ def test_every_command_and_option_is_on_its_page(words: str) -> None:
     assert [name for option in options for name in option.opts if f"  {name}" not in section] == []
 
 
+def test_the_page_says_which_forms_each_command_takes() -> None:
+    told = {
+        words: forms
+        for forms, names in re.findall(r"^- .*, `([a-z|]+)`: (.*)$", CLI, re.MULTILINE)
+        for words in re.findall(r"`([a-z ]+)`", names)
+    }
+    forms = {
+        words: "|".join(option.type.choices)
+        for words, command in COMMANDS.items()
+        for option in command.params
+        if option.name == "form" and isinstance(option.type, click.Choice)
+    }
+    assert told == forms
+
+
+def test_every_page_that_is_generated_stands_in_the_recipe() -> None:
+    recipe = re.search(r"^docs:\n((?:    .*\n)+)", (ROOT / "justfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert recipe is not None
+    written = set(re.findall(r"/python docs/(\w+)\.py > \S+\.new\n    mv \S+\.new \S+\.\w+\n", recipe[1]))
+    assert written == {path.stem for path in ROOT.glob("docs/*.py")}
+
+
 def test_the_readme_shows_what_the_demo_prints_now() -> None:
     module = runpy.run_path(str(ROOT / "docs/readme.py"))
     readme = README.read_text(encoding="utf-8")

@@ -608,7 +608,7 @@ def test_of_an_hour_whose_intervals_have_left_the_settled_sums_are_told(
     assert one["status"] == demo[1]["status"]
     assert one["gone"]["hours"] == 1
     (row,) = one["classes"]["rows"]
-    assert (row["name"], row["requests"]) == ("1 settled hours, as they were settled", None)
+    assert (row["name"], row["requests"]) == ("1 settled hour, as they were settled", None)
     assert float(row["avoided"]) == pytest.approx(float(demo[1]["classes"]["total"]["avoided"]), abs=2e-4)
     assert one["request"] is None
     counters = {each["counter"]: each for each in one["inputs"]["counters"]}

@@ -144,7 +144,7 @@ def test_parquet_writes_a_file_for_each_table(kvtally: Call, story: str, tmp_pat
     counts = {
         path.name: parquet.ParquetFile(path).metadata.num_rows for path in sorted((tmp_path / "a/lake").iterdir())
     }
-    assert [f"a/lake/{name}: {rows} rows" for name, rows in counts.items()] == sorted(ran.err.splitlines())
+    assert [f"a/lake/{name}: {rows:,} rows" for name, rows in counts.items()] == sorted(ran.err.splitlines())
     assert list(counts) == ["charge.parquet", "engine_interval.parquet", "saving.parquet"]
     assert min(counts.values()) > 0
     table = parquet.read_table(tmp_path / "a/lake/charge.parquet")

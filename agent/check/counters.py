@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvtally.agent.check.verdict import Bound, Check, Found, is_unheld, said
+from kvtally.agent.finding import plural
 from kvtally.agent.interval import BACKWARDS, IMPOSSIBLE
 
 if TYPE_CHECKING:
@@ -174,9 +175,8 @@ def sources(seen: Seen) -> Iterator[Check]:
         )
     if not gone:
         late = max(newest_ns - one.end_ns for one in seen.sources) / 1e9
-        engines = f"{len(seen.sources)} engine{'' if len(seen.sources) == 1 else 's'}"
         found, least = Found(round(late, 3), "seconds"), min(_patience_ns(one) for one in seen.sources) / 1e9
-        message = f"{engines}, each heard of up to the ledger's newest scrape"
+        message = f"{plural(len(seen.sources), 'engine')}, each heard of up to the ledger's newest scrape"
         yield Check("sources", {}, "ok", message, "", found, Bound("at_most", least), "MEASURED")
 
 

@@ -160,6 +160,8 @@ def _tier(group: Mapping[str, Any], name: str, tier: Mapping[str, Any], currency
     net, unit, basis = tier["net"], currency, group["basis"]["money"]
     if net is None:  # seconds alone, where a price is missing
         net, unit, basis = tier["net_engine_seconds"], "engine-seconds", group["basis"]["engine_seconds"]
+    if net is None:  # nothing tells what loading and storing took
+        return Check("savings", group["by"], "unknown", f"no figure: {tier['reasons'][0]}", name)
     low, point, high = (Decimal(str(net[end])) for end in ("low", "point", "high"))
     found, bound = Found(net["point"], unit, net["low"], net["high"]), Bound("at_least", 0)
     told = f"net {money_text(point)} {unit}"

@@ -71,7 +71,7 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every error is one line on stderr with a hint, and an exit status of CLI.md."""
-    from kvtally.agent.failure import explain  # noqa: PLC0415  # only when something is called
+    from kvtally.agent.failure import WRONG_CALL, explain
 
     _let_pass_what_cannot_be_encoded()
     try:
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except click.ClickException as error:
         sys.stderr.write(_wrong_call(error))
-        sys.exit(2)
+        sys.exit(WRONG_CALL)
     except Exception as error:
         told = explain(error)
         if told is None:

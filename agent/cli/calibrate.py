@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from kvtally.agent.cli.calibration_keeping import echo_json, import_file, restate_from, show_list, tell
-from kvtally.agent.cli.cost import window_of
+from kvtally.agent.cli.calibration_keeping import import_file, restate_from, show_list, tell
 from kvtally.agent.cli.options import (
     chosen_format,
+    echo_json,
     format_option,
     ledger_options,
     settings,
+    window_of,
     window_options,
 )
 from kvtally.agent.cli.request_evidence import requests_option
@@ -89,8 +90,8 @@ def calibrate(
     `kvtally run` does it by itself. Learns from what came since the newest calibration, the last day at most. Exit
     status 1 where the evidence cannot carry it.
     """
-    from kvtally.agent.cli.calibration_probe import Where  # noqa: PLC0415  # --help needs none of it
-    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # SQLAlchemy is loaded when it is needed
+    from kvtally.agent.cli.calibration_probe import Where
+    from kvtally.agent.ledger.read import LedgerReader
 
     _check_alone(import_path, restate, listed=listed)
     if replica is not None and not (log_path or probe):
@@ -111,7 +112,7 @@ def calibrate(
 
 def _check_alone(import_path: str | None, restate: str | None, *, listed: bool) -> None:
     """click.UsageError where an option that learns nothing stands beside another one."""
-    from click.core import ParameterSource  # noqa: PLC0415  # --help needs none of it
+    from click.core import ParameterSource
 
     context = click.get_current_context()
     modes = {"--list": listed, "--import": import_path is not None, "--restate": restate is not None}
@@ -128,7 +129,7 @@ def _check_alone(import_path: str | None, restate: str | None, *, listed: bool) 
 
 def _fit(reader: LedgerReader, config: Config, window: Window | None, asked: Asked, form: str, *, fresh: bool) -> int:
     """Learn, keep and show: the exit status."""
-    from kvtally.agent.cli.calibration_fit import evidence_for, learned_from, told  # noqa: PLC0415  # numpy, too
+    from kvtally.agent.cli.calibration_fit import evidence_for, learned_from, told
 
     targets = reader.targets()
     stored = reader.calibrations()
@@ -152,7 +153,7 @@ def _fit(reader: LedgerReader, config: Config, window: Window | None, asked: Ask
     if form == "json":
         echo_json(answer)
     else:
-        from kvtally.agent.render.calibration import calibration_table  # noqa: PLC0415  # rich, for a table only
+        from kvtally.agent.render.calibration import calibration_table
 
         calibration_table(answer)
     return 1 if refused or not laws else 0
@@ -169,9 +170,9 @@ def _beyond(
     reader: LedgerReader, config: Config, targets: Mapping[int, Target], kinds: list[Kindred], asked: Asked
 ) -> tuple[list[Kindred], dict[str, Extra]]:
     """Evidence beyond the counters, and the kinds of replica that it is about: all where none is asked for."""
-    from kvtally.agent.calibrating import NOTHING_EXTRA  # noqa: PLC0415  # as above
-    from kvtally.agent.cli.calibration_probe import named_by, probed  # noqa: PLC0415  # as above
-    from kvtally.agent.cli.request_evidence import log_of, replica_named  # noqa: PLC0415  # as above
+    from kvtally.agent.calibrating import NOTHING_EXTRA
+    from kvtally.agent.cli.calibration_probe import named_by, probed
+    from kvtally.agent.cli.request_evidence import log_of, replica_named
 
     if not kinds or not (asked.log_path or asked.probe):
         return kinds, {}
@@ -189,6 +190,8 @@ def _beyond(
         log = log_of(asked.log_path, reader, newest.span_ns, targets, name)
         if log is not None:
             extra = log.extra
+            if log.misfit:
+                raise click.UsageError(f"--requests {log}. Nothing is learned from it")
             if not log.is_whole:
                 tell(f"{log}: it tells of those that ran alone, and not of all")
     if asked.probe:

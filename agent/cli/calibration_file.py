@@ -37,7 +37,7 @@ def read_calibrations(path: str) -> list[Calibration]:
 
 
 def _checked(path: str, number: int, body: Any) -> Calibration:
-    from kvtally.agent.calibration import calibration_of  # noqa: PLC0415  # --help needs none of it
+    from kvtally.agent.calibration import calibration_of
 
     try:
         calibration = calibration_of(body)
@@ -82,7 +82,7 @@ def _faults(calibration: Calibration) -> Iterator[str]:
 
 def _unbelievable(calibration: Calibration) -> Iterator[str]:
     """Parameters that a fit would be refused for."""
-    from kvtally.agent.steplaw.fit import beyond_belief  # noqa: PLC0415  # --help needs none of it
+    from kvtally.agent.steplaw.fit import beyond_belief
 
     if calibration.fingerprint.gpus and (names := beyond_belief(calibration.medians)):
         yield f"its {', '.join(names)} cannot be"

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from kvtally.agent.cli.options import instant_ns
+from kvtally.agent.cli.options import echo_json, instant_ns
+from kvtally.agent.finding import plural, utc_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from kvtally.agent.config import Config
     from kvtally.agent.ledger.read import LedgerReader
 
 
 def show_list(reader: LedgerReader, form: str) -> None:
     """Print every calibration of the ledger."""
-    from kvtally.agent.finding import utc_text  # noqa: PLC0415  # as above
-
     answer = {
         "calibrations": [
             {
@@ -40,16 +37,16 @@ def show_list(reader: LedgerReader, form: str) -> None:
     if form == "json":
         echo_json(answer)
         return
-    from kvtally.agent.render.calibration import calibrations_table  # noqa: PLC0415  # rich is loaded for a table only
+    from kvtally.agent.render.calibration import calibrations_table
 
     calibrations_table(answer)
 
 
 def import_file(reader: LedgerReader, path: str, form: str) -> None:
     """Keep the calibrations of a file, and print their numbers. click.UsageError where it holds none."""
-    from kvtally.agent.cli.calibration_file import read_calibrations  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.read import replica_of  # noqa: PLC0415  # as above
-    from kvtally.agent.observed import fingerprint_of  # noqa: PLC0415  # as above
+    from kvtally.agent.cli.calibration_file import read_calibrations
+    from kvtally.agent.ledger.read import replica_of
+    from kvtally.agent.observed import fingerprint_of
 
     calibrations = read_calibrations(path)
     engines = [target for target in reader.targets().values() if target.kind == "engine"]
@@ -63,16 +60,16 @@ def import_file(reader: LedgerReader, path: str, form: str) -> None:
     if form == "json":
         echo_json({"ledger": reader.path, "imported": imported})
         return
-    from kvtally.agent.render.calibration import imported_lines  # noqa: PLC0415  # rich is loaded for a table only
+    from kvtally.agent.render.calibration import imported_lines
 
     imported_lines(imported)
 
 
 def restate_from(reader: LedgerReader, config: Config, text: str) -> None:
     """Settle settled hours again by the newest laws; those whose raw intervals have left stay as they are."""
-    from kvtally.agent.accounts import Payment, hour_of  # noqa: PLC0415  # SQLAlchemy is loaded when it is needed
-    from kvtally.agent.book import book_of, keep_rates  # noqa: PLC0415  # as above
-    from kvtally.agent.settlement import settle_hours  # noqa: PLC0415  # as above
+    from kvtally.agent.accounts import Payment, hour_of
+    from kvtally.agent.book import book_of, keep_rates
+    from kvtally.agent.settlement import settle_hours
 
     extent = reader.extent()
     from_ns = hour_of(instant_ns("--restate", text, extent[1] if extent else 0))
@@ -84,7 +81,7 @@ def restate_from(reader: LedgerReader, config: Config, text: str) -> None:
         payment = Payment(config.rates.term, config.rates.site)
         why = "restated by the newest calibration"
         settle_hours(reader, kept, extent[1], book_of(reader, config), payment, reason=why, restates=True)
-    tell(f"{len(kept)} hour{'' if len(kept) == 1 else 's'} settled again by the newest calibration")
+    tell(f"{plural(len(kept), 'hour')} settled again by the newest calibration")
     if len(hours) > len(kept):
         tell(f"{len(hours) - len(kept)} more stay as they are: their raw intervals have left")
 
@@ -92,10 +89,3 @@ def restate_from(reader: LedgerReader, config: Config, text: str) -> None:
 def tell(text: str) -> None:
     """Say something beside the answer."""
     click.echo(text, err=True)
-
-
-def echo_json(answer: Mapping[str, Any]) -> None:
-    """Print an answer as JSON."""
-    from json import dumps  # noqa: PLC0415  # only here
-
-    click.echo(dumps(answer, indent=2))

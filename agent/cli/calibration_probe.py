@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import click
 
+from kvtally.agent.finding import plural
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -49,9 +51,9 @@ def named_by(url: str, kinds: Iterable[Kin], config: Config) -> str | None:
 
 def probed(kin: Kin, name: str, where: Where, config: Config, *, is_agreed: bool) -> tuple[Probe, ...]:
     """Ask, send the prompts, and give what they tell. CollectError as the engine raises; a no ends with status 1."""
-    from kvtally.agent.probe.engine import Engine  # noqa: PLC0415  # --help needs none of it
-    from kvtally.agent.probe.key import read_key  # noqa: PLC0415  # as above
-    from kvtally.agent.steplaw.evidence import Probe  # noqa: PLC0415  # as above
+    from kvtally.agent.probe.engine import Engine
+    from kvtally.agent.probe.key import read_key
+    from kvtally.agent.steplaw.evidence import Probe
 
     if not is_agreed and not sys.stdin.isatty():
         raise click.UsageError("--probe asks before it sends anything: without a terminal, agree with --yes")
@@ -70,8 +72,8 @@ def probed(kin: Kin, name: str, where: Where, config: Config, *, is_agreed: bool
 
 
 def _measured(engine: Engine, kin: Kin, replica: Replica, *, is_agreed: bool) -> tuple[Measured, ...]:
-    from kvtally.agent.probe.measure import measure  # noqa: PLC0415  # as above
-    from kvtally.agent.probe.plan import announce, plan  # noqa: PLC0415  # as above
+    from kvtally.agent.probe.measure import measure
+    from kvtally.agent.probe.plan import announce, plan
 
     assert kin.machine is not None  # noqa: S101  # asked only where a law is possible
     served = engine.served(replica.model or None)
@@ -84,7 +86,7 @@ def _measured(engine: Engine, kin: Kin, replica: Replica, *, is_agreed: bool) ->
     vocabulary = json.loads(replica.shape).get("vocab_size") if replica.shape else None
     done = measure(engine, served, lengths, vocabulary=vocabulary, told=_tell)
     if done.discarded:
-        click.echo(f"{done.discarded} prompts were disturbed and sent again", err=True)
+        click.echo(f"{plural(done.discarded, 'prompt')} disturbed, and sent again", err=True)
     if done.stopped:
         click.echo(f"it ended early: {done.stopped}", err=True)
     return done.probes

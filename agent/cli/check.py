@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvtally.agent.cli.cost import dimensions_of, window_of
+from kvtally.agent.check import SKIPPABLE
 from kvtally.agent.cli.options import (
+    by_option,
     chosen_format,
+    dimensions_of,
+    echo_json,
     format_option,
     instant_ns,
     ledger_options,
     length_ns,
     settings,
+    window_of,
     window_options,
 )
 
@@ -78,10 +83,10 @@ _ANY = 2**63  # more rows than a ledger can hold
 @click.option(
     "--skip",
     multiple=True,
-    type=click.Choice(["savings", "reconcile", "coverage", "sources"]),
+    type=click.Choice(SKIPPABLE),
     help="Leave a check out. Repeatable.",
 )
-@click.option("--by", default="model", metavar="A,B", help="model, replica, cluster, namespace, tenant, hour, day.")
+@by_option
 @click.option("--window", "length", metavar="1h", help="The length of the window, back from the newest interval.")
 @window_options
 @click.option("--strict", is_flag=True, help="What cannot be told fails, too.")
@@ -114,12 +119,12 @@ def check(
     Exit status 1 if a check fails, in any group; what cannot be told is said and fails with --strict only. Budgets and
     hit rates are checked where they are given, the rest always. Without a window: as `kvtally cost`.
     """
-    from kvtally.agent.accounts import Payment  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
-    from kvtally.agent.book import book_of  # noqa: PLC0415  # as above
-    from kvtally.agent.check import answer_of, judged  # noqa: PLC0415  # as above
-    from kvtally.agent.check.seen import AUDITED_MOST, look  # noqa: PLC0415  # as above
-    from kvtally.agent.check.verdict import Asked  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
+    from kvtally.agent.accounts import Payment
+    from kvtally.agent.book import book_of
+    from kvtally.agent.check import answer_of, judged
+    from kvtally.agent.check.seen import AUDITED_MOST, look
+    from kvtally.agent.check.verdict import Asked
+    from kvtally.agent.ledger.read import LedgerReader
 
     if quiet and form is not None:
         raise click.UsageError("--quiet has a form of its own: leave --format out")
@@ -141,26 +146,18 @@ def check(
         window = _window_of(reader.extent(), length, since, until)
         payment = Payment(config.rates.term, config.rates.site)
         most = AUDITED_MOST if audits is None else _ANY if audits else -1
-        seen = look(reader, window, asked, book_of(reader, config), payment, now_ns=_now_ns(), audited_most=most)
+        seen = look(reader, window, asked, book_of(reader, config), payment, now_ns=time.time_ns(), audited_most=most)
     _check_currency(asked, seen.cost["currency"])
     answer = answer_of(judged(asked, seen), seen)
     _show(answer, "lines" if quiet else chosen_format(form), strict=strict)
     sys.exit(1 if answer["state"] == "failed" or (strict and answer["unknown"]) else 0)
 
 
-def _now_ns() -> int:
-    import time  # noqa: PLC0415  # the one place that needs the time of day
-
-    return time.time_ns()
-
-
 def _show(answer: dict[str, Any], form: str, *, strict: bool) -> None:
     if form == "json":
-        from json import dumps  # noqa: PLC0415  # only here
-
-        click.echo(dumps(answer, indent=2))
+        echo_json(answer)
         return
-    from kvtally.agent.render.check import check_lines, check_table  # noqa: PLC0415  # rich is loaded for these only
+    from kvtally.agent.render.check import check_lines, check_table
 
     if form == "table":
         check_table(answer)
@@ -177,7 +174,7 @@ def _window_of(
         return window_of(extent, since, until)
     if since is not None:
         raise click.UsageError("--window and --since both say where the window begins: give one")
-    from kvtally.agent.accounts import Window  # noqa: PLC0415  # as above
+    from kvtally.agent.accounts import Window
 
     newest_ns = extent[1] if extent else 0
     end_ns = newest_ns if until is None else instant_ns("--until", until, newest_ns)
@@ -203,7 +200,7 @@ def _amount_of(option: str, text: str) -> Decimal:
 
 def _budget_of(text: str) -> Budget:
     """A budget from 2.50/M, 2.50/M:output or 2.50USD/M; click.UsageError if it is none."""
-    from kvtally.agent.check.verdict import Budget  # noqa: PLC0415  # as above
+    from kvtally.agent.check.verdict import Budget
 
     found = _BUDGET.fullmatch(text.strip())
     tokens = next((one for one in _TOKENS if found and one == (found["tokens"] or "total")), None)

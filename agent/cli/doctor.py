@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvtally.agent.cli.options import chosen_format, format_option, ledger_options, settings
+from kvtally.agent.cli.options import chosen_format, echo_json, format_option, ledger_options, settings
 
 if TYPE_CHECKING:
     from kvtally.agent.doctor import Checked
@@ -22,9 +22,9 @@ def doctor(form: str | None, ledger: str | None, config_path: str | None) -> Non
 
     Exit status 1 if no engine can be metered, or the savings of one would be refused.
     """
-    from kvtally.agent.doctor import answer_of, examine  # noqa: PLC0415  # --help needs none of it
-    from kvtally.agent.look import look_around, open_nvml  # noqa: PLC0415  # as above
-    from kvtally.agent.sources import Sources  # noqa: PLC0415  # as above
+    from kvtally.agent.doctor import answer_of, examine
+    from kvtally.agent.look import look_around, open_nvml
+    from kvtally.agent.sources import Sources
 
     config, url = settings(config_path, ledger)
     nvml = open_nvml(config)
@@ -40,23 +40,21 @@ def doctor(form: str | None, ledger: str | None, config_path: str | None) -> Non
         sources.close()
     answer = answer_of([*checked, _ledger(url)])
     if chosen_format(form) == "json":
-        from json import dumps  # noqa: PLC0415  # only here
-
-        click.echo(dumps(answer, indent=2))
+        echo_json(answer)
     else:
-        from kvtally.agent.render.listing import doctor_table  # noqa: PLC0415  # rich is loaded for a table only
+        from kvtally.agent.render.listing import doctor_table
 
         doctor_table(answer)
     sys.exit(1 if not answer["metered_engines"] or answer["engines_without_savings"] else 0)
 
 
 def _ledger(url: str) -> Checked:
-    from contextlib import closing  # noqa: PLC0415  # as above
-    from pathlib import Path  # noqa: PLC0415  # as above
+    from contextlib import closing
+    from pathlib import Path
 
-    from kvtally.agent.doctor import Checked  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.errors import LedgerError  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.place import connect, file_of, is_current  # noqa: PLC0415  # as above
+    from kvtally.agent.doctor import Checked
+    from kvtally.agent.ledger.errors import LedgerError
+    from kvtally.agent.ledger.place import connect, file_of, is_current
 
     try:
         path = file_of(url)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvtally.agent.cli.cost import window_of
 from kvtally.agent.cli.export_live import otlp, page
 from kvtally.agent.cli.group import Group
-from kvtally.agent.cli.options import ledger_options, length_ns, settings, window_options
+from kvtally.agent.cli.options import ledger_options, length_ns, settings, window_of, window_options
+from kvtally.agent.finding import plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +38,7 @@ def named_labels(_: click.Context, param: click.Parameter, texts: Sequence[str])
     """Labels by name; click.BadParameter for one that is no label, or that the series have already."""
     named: dict[str, str] = {}
     for text in texts:
-        from kvtally.agent.export.counters import label_names  # noqa: PLC0415  # where a label is given
+        from kvtally.agent.export.counters import label_names
 
         found = _LABEL.fullmatch(text)
         if found is None or found[1].startswith("__"):
@@ -89,11 +89,11 @@ def focus(
     BilledCost adds up to what `kvtally cost` says of the same window, to the last digit. What reuse saved stands in
     columns of its own (x_…) and is in no cost. Without a window: as `kvtally cost`.
     """
-    from kvtally.agent.accounts import Payment  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
-    from kvtally.agent.book import book_of  # noqa: PLC0415  # as above
-    from kvtally.agent.export.focus import FocusCharges, Issuer  # noqa: PLC0415  # as above
-    from kvtally.agent.export.focus_columns import COLUMNS, FOCUS_VERSION  # noqa: PLC0415  # as above
-    from kvtally.agent.export.rows import CsvWriter, Writer, opened  # noqa: PLC0415  # as above
+    from kvtally.agent.accounts import Payment
+    from kvtally.agent.book import book_of
+    from kvtally.agent.export.focus import FocusCharges, Issuer
+    from kvtally.agent.export.focus_columns import COLUMNS, FOCUS_VERSION
+    from kvtally.agent.export.rows import CsvWriter, Writer, opened
 
     for option, value in (("--provider", provider), ("--account", account)):
         if not value.strip():
@@ -107,7 +107,7 @@ def focus(
         with opened(output) as file:
             writer: Writer
             if form == "parquet":
-                from kvtally.agent.export.parquet import ParquetWriter  # noqa: PLC0415  # an extra
+                from kvtally.agent.export.parquet import ParquetWriter
 
                 writer = ParquetWriter(file, COLUMNS, {"focus_version": FOCUS_VERSION})
             else:
@@ -132,9 +132,9 @@ def parquet(folder: str, since: str | None, until: str | None, ledger: str | Non
     Intervals and settled hours that start in the window. Without a window: as `kvtally cost`. Needs pyarrow
     (pip install 'kvtally[parquet]').
     """
-    from kvtally.agent.export.parquet import ParquetWriter, check_installed  # noqa: PLC0415  # as above
-    from kvtally.agent.export.rows import opened  # noqa: PLC0415  # as above
-    from kvtally.agent.export.tables import TABLES, window_from  # noqa: PLC0415  # as above
+    from kvtally.agent.export.parquet import ParquetWriter, check_installed
+    from kvtally.agent.export.rows import opened
+    from kvtally.agent.export.tables import TABLES, window_from
 
     with _opened(ledger, config_path) as (reader, _), _arrow_asked():
         check_installed()
@@ -183,8 +183,8 @@ def openmetrics(
 
     They have counted since the ledger began, whatever the window. Without a window: as `kvtally cost`.
     """
-    from kvtally.agent.export.openmetrics import backfill  # noqa: PLC0415  # SQLAlchemy is loaded when needed
-    from kvtally.agent.export.rows import opened  # noqa: PLC0415  # as above
+    from kvtally.agent.export.openmetrics import backfill
+    from kvtally.agent.export.rows import opened
 
     with _opened(ledger, config_path) as (reader, _):
         window = window_of(reader.extent(), since, until)
@@ -196,7 +196,7 @@ def openmetrics(
 @contextmanager
 def _opened(ledger: str | None, config_path: str | None) -> Iterator[tuple[LedgerReader, Config]]:
     """The ledger as it is at this instant, and the config."""
-    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
+    from kvtally.agent.ledger.read import LedgerReader
 
     config, url = settings(config_path, ledger)
     with LedgerReader(url) as reader, reader.snapshot():
@@ -206,7 +206,7 @@ def _opened(ledger: str | None, config_path: str | None) -> Iterator[tuple[Ledge
 @contextmanager
 def _arrow_asked() -> Iterator[None]:
     """What is missing for Parquet is a wrong call, not a defect."""
-    from kvtally.agent.export.parquet import ParquetMissing  # noqa: PLC0415  # as above
+    from kvtally.agent.export.parquet import ParquetMissing
 
     try:
         yield
@@ -216,4 +216,4 @@ def _arrow_asked() -> Iterator[None]:
 
 def _tell(path: str | None, rows: int) -> None:
     if path is not None:
-        click.echo(f"{path}: {rows} rows", err=True)
+        click.echo(f"{path}: {plural(rows, 'row')}", err=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvtally.agent.cli.options import ledger_options, length_ns, settings
+from kvtally.agent.finding import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
 @ledger_options
 def page(*, packed: bool, ledger: str | None, config_path: str | None) -> None:
     """Print the figures of /metrics in Prometheus' text format, as they are now in the ledger."""
-    from kvtally.agent.export.prometheus import openmetrics_page, text_page  # noqa: PLC0415  # as for every command
+    from kvtally.agent.export.prometheus import openmetrics_page, text_page
 
     config, url = settings(config_path, ledger)
     taken = _snapshot(config, url)
     if not packed:
         click.echo(text_page(taken), nl=False)
         return
-    import time  # noqa: PLC0415  # only here
+    import time
 
-    from kvtally.agent import metrics_server  # noqa: PLC0415  # as above
+    from kvtally.agent import metrics_server
 
     figures = metrics_server.Figures(time.time_ns(), text_page(taken), openmetrics_page(taken))
     click.echo(metrics_server.packed(figures), nl=False)
@@ -45,10 +46,12 @@ def page(*, packed: bool, ledger: str | None, config_path: str | None) -> None:
 def otlp(ledger: str | None, config_path: str | None) -> None:
     """Push the ledger's figures to an OpenTelemetry backend, once.
 
-    The OTEL_* environment variables say where to and how. Exit status 3 if the backend does not take them.
+    The OTEL_* environment variables say where to and how. Exit status 3 if the backend does not take them, or not all.
     """
-    from kvtally.agent.export.otlp import ExporterMissing, exporter_of, push_snapshot  # noqa: PLC0415  # as above
-    from kvtally.agent.exporting import otlp_interval  # noqa: PLC0415  # as above
+    from kvtally.agent.export.otlp import push_snapshot
+    from kvtally.agent.export.otlp_environment import otlp_faults, otlp_interval
+    from kvtally.agent.export.otlp_exporter import ExporterMissing, exporter_of
+    from kvtally.agent.failure import UNREACHABLE
 
     config, url = settings(config_path, ledger)
     if otlp_interval(config, os.environ) is None:
@@ -62,13 +65,21 @@ def otlp(ledger: str | None, config_path: str | None) -> None:
         return
     try:
         with _endpoint(config.export.otlp.endpoint):
-            sent = push_snapshot(exporter_of(), taken, url)
+            exporter = exporter_of()
+            for fault in otlp_faults(os.environ):
+                click.echo(fault, err=True)
+            sent = push_snapshot(exporter, taken, url)
     except ExporterMissing as error:
         raise click.ClickException(str(error)) from error
     if not sent.ok:
         click.echo(f"the backend did not take them: {sent.reason}", err=True)
-        sys.exit(3)
-    click.echo(f"{sent.points} points sent", err=True)
+        sys.exit(UNREACHABLE)
+    if sent.rejected:
+        words = f"the backend rejected {sent.rejected} of {plural(sent.points, 'point')}"
+        click.echo(f"{words}: {sent.message or 'it gave no reason'}", err=True)
+        sys.exit(UNREACHABLE)
+    beside = f"; the backend says: {sent.message}" if sent.message else ""
+    click.echo(f"{plural(sent.points, 'point')} sent{beside}", err=True)
 
 
 @contextmanager
@@ -88,10 +99,10 @@ def _endpoint(given: str) -> Iterator[None]:
 
 
 def _snapshot(config: Config, url: str) -> Snapshot | None:
-    from kvtally.agent.accounts import Payment  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
-    from kvtally.agent.book import book_of  # noqa: PLC0415  # as above
-    from kvtally.agent.export.figures import snapshot  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
+    from kvtally.agent.accounts import Payment
+    from kvtally.agent.book import book_of
+    from kvtally.agent.export.figures import snapshot
+    from kvtally.agent.ledger.read import LedgerReader
 
     windows = {name: length for name in config.export.windows if (length := length_ns(name))}
     with LedgerReader(url) as reader, reader.snapshot():

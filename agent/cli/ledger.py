@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kvtally.agent.cli.group import Group
-from kvtally.agent.cli.options import chosen_format, format_option, instant_ns, ledger_options, settings
+from kvtally.agent.cli.options import chosen_format, echo_json, format_option, instant_ns, ledger_options, settings
+from kvtally.agent.finding import plural, utc_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _DAY_NS = 86_400_000_000_000
 
@@ -24,10 +30,9 @@ def ledger() -> None:
 @ledger_options
 def info(form: str | None, ledger: str | None, config_path: str | None) -> None:
     """Show where the ledger lies, what it holds and how far it reaches."""
-    from kvtally.agent.book import book_of  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
-    from kvtally.agent.finding import utc_text  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.columns import HEAD_REVISION  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
+    from kvtally.agent.book import book_of
+    from kvtally.agent.ledger.columns import HEAD_REVISION
+    from kvtally.agent.ledger.read import LedgerReader
 
     config, url = settings(config_path, ledger)
     with LedgerReader(url) as reader, reader.snapshot():
@@ -44,11 +49,9 @@ def info(form: str | None, ledger: str | None, config_path: str | None) -> None:
             "targets": [{"kind": one.kind, "name": one.name, **one.attributes} for one in reader.targets().values()],
         }
     if chosen_format(form) == "json":
-        from json import dumps  # noqa: PLC0415  # only here
-
-        click.echo(dumps(answer, indent=2))
+        echo_json(answer)
         return
-    from kvtally.agent.render.listing import ledger_table  # noqa: PLC0415  # rich is loaded for a table only
+    from kvtally.agent.render.listing import ledger_table
 
     ledger_table(answer)
 
@@ -57,10 +60,10 @@ def info(form: str | None, ledger: str | None, config_path: str | None) -> None:
 @ledger_options
 def upgrade(ledger: str | None, config_path: str | None) -> None:
     """Create the ledger, or bring an older one up to date."""
-    from kvtally.agent.book import keep_rates  # noqa: PLC0415  # alembic is loaded when a command needs it
-    from kvtally.agent.ledger.place import connect, file_of, revision_of  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.upgrade import upgrade as bring_up_to_date  # noqa: PLC0415  # as above
+    from kvtally.agent.book import keep_rates
+    from kvtally.agent.ledger.place import connect, file_of, revision_of
+    from kvtally.agent.ledger.read import LedgerReader
+    from kvtally.agent.ledger.upgrade import upgrade as bring_up_to_date
 
     config, url = settings(config_path, ledger)
     with closing(connect(file_of(url))) as connection:
@@ -77,19 +80,17 @@ def upgrade(ledger: str | None, config_path: str | None) -> None:
 @ledger_options
 def audit(form: str | None, ledger: str | None, config_path: str | None) -> None:
     """Check every invariant of the ledger; exit status 1 if one is violated."""
-    from kvtally.agent.audit import audit as violated  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
-    from kvtally.agent.book import book_of  # noqa: PLC0415  # as above
-    from kvtally.agent.grouping import finding_json  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
+    from kvtally.agent.audit import audit as violated
+    from kvtally.agent.book import book_of
+    from kvtally.agent.grouping import finding_json
+    from kvtally.agent.ledger.read import LedgerReader
 
     config, url = settings(config_path, ledger)
     with LedgerReader(url) as reader:
         findings = violated(reader, book_of(reader, config))
         intervals = sum(rows for table, rows in reader.counts().items() if table.endswith("_interval"))
     if chosen_format(form) == "json":
-        from json import dumps  # noqa: PLC0415  # only here
-
-        click.echo(dumps({"intervals": intervals, "findings": [finding_json(one) for one in findings]}, indent=2))
+        echo_json({"intervals": intervals, "findings": [finding_json(one) for one in findings]})
     else:
         for one in findings:
             click.echo(f"{one.severity:<8}{one.kind}: {one.message} [{one.target}]")
@@ -107,13 +108,10 @@ def settle(
     again: str | None, reason: str, prune: bool, quiet: bool, ledger: str | None, config_path: str | None
 ) -> None:
     """Write the charges of every hour that is over. `kvtally run` does this by itself."""
-    import time  # noqa: PLC0415  # the one place that needs the time of day
-
-    from kvtally.agent.accounts import Payment, hour_of  # noqa: PLC0415  # SQLAlchemy is loaded when needed
-    from kvtally.agent.book import book_of, keep_rates  # noqa: PLC0415  # as above
-    from kvtally.agent.finding import utc_text  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
-    from kvtally.agent.settlement import CLOSED, due_hours, prune_before, settle_hours  # noqa: PLC0415  # as above
+    from kvtally.agent.accounts import Payment, hour_of
+    from kvtally.agent.book import book_of, keep_rates
+    from kvtally.agent.ledger.read import LedgerReader
+    from kvtally.agent.settlement import CLOSED, due_hours, prune_before, settle_hours
 
     config, url = settings(config_path, ledger)
     payment = Payment(config.rates.term, config.rates.site)
@@ -131,9 +129,8 @@ def settle(
         settle_hours(reader, hours, now_ns, book, payment, reason=why, restates=again is not None)
         removed = prune_before(reader, config.ledger.retention_days * _DAY_NS) if prune else {}
     if not quiet:
-        click.echo(f"{len(hours)} hour{'' if len(hours) == 1 else 's'} settled", err=True)
-        for table, rows in removed.items():
-            click.echo(f"{table}: {rows} rows removed", err=True)
+        click.echo(f"{plural(len(hours), 'hour')} settled", err=True)
+        _tell_removed(removed)
 
 
 @ledger.command(epilog="\b\nExample:\n  kvtally ledger prune --days 90")
@@ -143,13 +140,17 @@ def settle(
 @ledger_options
 def prune(days: int | None, ledger: str | None, config_path: str | None) -> None:
     """Remove old raw intervals of settled hours; charges and hourly sums stay, and so does a note of what went."""
-    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # SQLAlchemy is loaded when needed
-    from kvtally.agent.settlement import prune_before  # noqa: PLC0415  # as above
+    from kvtally.agent.ledger.read import LedgerReader
+    from kvtally.agent.settlement import prune_before
 
     config, url = settings(config_path, ledger)
     with LedgerReader(url) as reader:
         removed = prune_before(reader, (days or config.ledger.retention_days) * _DAY_NS)
-    for table, rows in removed.items():
-        click.echo(f"{table}: {rows} rows removed")
+    _tell_removed(removed)
     if not removed:
-        click.echo("nothing is that old and settled")
+        click.echo("nothing is that old and settled", err=True)
+
+
+def _tell_removed(removed: Mapping[str, int]) -> None:
+    for table, rows in removed.items():
+        click.echo(f"{table}: {plural(rows, 'row')} removed", err=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvtally.agent.cli.options import Seconds, chosen_format, format_option, ledger_options, window_options
+from kvtally.agent.cli.options import Seconds, chosen_format, echo_json, format_option, ledger_options, window_options
 from kvtally.agent.cli.request_evidence import requests_option
 
 if TYPE_CHECKING:
@@ -137,12 +137,12 @@ def model(svg: str | None, form: str | None, **values: Any) -> None:
     A ledger is asked about its last seven days, or those of --since and --until. Exit status 1 where it cannot carry
     the answer.
     """
-    from kvtally.agent.model_report import model_report  # noqa: PLC0415  # --help needs none of it
+    from kvtally.agent.model_report import model_report
 
     question = _question(values)
     report = model_report(question)
     if svg is not None:
-        from kvtally.agent.render.chart import chart  # noqa: PLC0415  # only here
+        from kvtally.agent.render.chart import chart
 
         smooth = model_report(question._replace(reuses=_SMOOTH))
         with open(svg, "w", encoding="utf-8") as file:  # noqa: PTH123  # one write
@@ -152,9 +152,9 @@ def model(svg: str | None, form: str | None, **values: Any) -> None:
 
 def _question(values: dict[str, Any]) -> Question:
     """What is asked; where a ledger cannot carry it, the process ends with status 1 and the reasons."""
-    from click.core import ParameterSource  # noqa: PLC0415  # as above
+    from click.core import ParameterSource
 
-    from kvtally.agent.cli.model_question import Options, check_currency, question_of, subject_of  # noqa: PLC0415
+    from kvtally.agent.cli.model_question import Options, check_currency, question_of, subject_of
 
     context = click.get_current_context()
 
@@ -171,8 +171,8 @@ def _question(values: dict[str, Any]) -> Question:
     if not any(values[name] for name in _OF_THE_LEDGER):
         return question_of(options, subject_of(options))
 
-    from kvtally.agent.cli.model_ledger import ledger_subject  # noqa: PLC0415  # SQLAlchemy and numpy, for a ledger
-    from kvtally.agent.model_report.deployment import NotCarried  # noqa: PLC0415  # as above
+    from kvtally.agent.cli.model_ledger import ledger_subject
+    from kvtally.agent.model_report.deployment import NotCarried
 
     try:
         return question_of(options, ledger_subject(options))
@@ -184,15 +184,13 @@ def _question(values: dict[str, Any]) -> Question:
 def show(report: dict[str, Any], form: str) -> None:
     """Print the answer."""
     if form == "json":
-        from json import dumps  # noqa: PLC0415  # only here
-
-        click.echo(dumps(report, indent=2))
+        echo_json(report)
     elif form == "csv":
-        from kvtally.agent.model_report import points  # noqa: PLC0415  # only here
-        from kvtally.agent.render.comma_separated import lines_of  # noqa: PLC0415  # as above
+        from kvtally.agent.model_report import points
+        from kvtally.agent.render.comma_separated import POINT_COLUMNS, lines_of
 
-        click.echo(lines_of(points(report)), nl=False)
+        click.echo(lines_of(points(report), POINT_COLUMNS), nl=False)
     else:
-        from kvtally.agent.render.model import model_table  # noqa: PLC0415  # rich is loaded for a table only
+        from kvtally.agent.render.model import model_table
 
         model_table(report)

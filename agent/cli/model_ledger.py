@@ -11,7 +11,6 @@ import click
 from kvtally.agent.accounts import Payment
 from kvtally.agent.book import book_of
 from kvtally.agent.calibration import PARAMETERS
-from kvtally.agent.cli.cost import window_of
 from kvtally.agent.cli.model_measured import measured_beside
 from kvtally.agent.cli.model_prices import gpu_price
 from kvtally.agent.cli.model_question import (
@@ -22,7 +21,8 @@ from kvtally.agent.cli.model_question import (
     prompts_asked,
     shape_asked,
 )
-from kvtally.agent.cli.options import settings
+from kvtally.agent.cli.named import fits_nothing, laws_by, replicas_in
+from kvtally.agent.cli.options import settings, window_of
 from kvtally.agent.cli.quantity import shares_of, supposed_store_of
 from kvtally.agent.finding import utc_text
 from kvtally.agent.forward_cost.cost import MONTH_HOURS
@@ -43,7 +43,7 @@ from kvtally.agent.model_report.report import Input, Told
 from kvtally.agent.model_report.what_if import Idea, what_if
 from kvtally.agent.savings import Reason
 from kvtally.agent.steplaw.forwards import ELSEWHERE_SD
-from kvtally.agent.valuing import MARGIN_NS, Laws, valued
+from kvtally.agent.valuing import MARGIN_NS, valued
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from kvtally.agent.hardware import Gpu
     from kvtally.agent.model_report.deployment import Deployment
     from kvtally.agent.model_shape import ModelShape
+    from kvtally.agent.valuing import Laws
 
 _OF_THE_LAW = ("efficiency", "attention_efficiency", "parameters", "all_reduce")
 _OF_THE_MODEL = ("weight_dtype", "kv_dtype", "quantization")
@@ -101,14 +102,9 @@ def _opened(options: Options) -> Iterator[_Opened]:
         targets = reader.targets()
         start_ns, end_ns = window_of(extent, values["since"], values["until"]) or (extent[1] - WEEK_NS, extent[1])
         window_ns = max(start_ns, reader.raw_from() or extent[0]), min(end_ns, extent[1])
-        laws = Laws(reader, targets, only=values["calibration"])
-        if values["calibration"] is not None and not laws.stored:
-            numbers = ", ".join(str(one.id) for one in reader.calibrations()) or "none"
-            raise click.UsageError(f"--calibration {values['calibration']}: the ledger holds {numbers}")
+        laws = laws_by(reader, targets, values["calibration"])
         kinds = kin_of(reader, (window_ns[0] - MARGIN_NS, window_ns[1] + MARGIN_NS), targets)
-        names = sorted({subject.name for kin in kinds for subject in kin.subjects})
-        if values["replica"] is not None and values["replica"] not in names:
-            raise click.UsageError(f"--replica {values['replica']}: the window holds {', '.join(names) or 'none'}")
+        replicas_in(kinds, values["replica"])
         deployment = _one_of(deployments(kinds, window_ns, values["replica"]), laws, values["calibration"])
         law = _law(deployment, laws) if values["calibrated"] or values["what_if"] else None
         yield _Opened(reader, config, deployment, laws, law)
@@ -120,7 +116,7 @@ def _one_of(found: Sequence[Deployment], laws: Laws, calibration: int | None) ->
         wanted = {one.calibration.fingerprint for one in laws.stored}
         found = [one for one in found if one.kin.fingerprint in wanted]
         if not found:
-            raise click.UsageError(f"--calibration {calibration}: no replica in the window has its fingerprint")
+            raise fits_nothing(calibration)
     names = sorted({name for one in found for name in one.names})
     if names != sorted(found[-1].names):
         raise click.UsageError(f"the window holds several kinds of replica, {', '.join(names)}: add --replica NAME")

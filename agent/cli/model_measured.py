@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvtally.agent.cli.request_evidence import requests_of
 from kvtally.agent.model_report.measured import client_seconds, measured_rows, points_of
-from kvtally.agent.request_log import RequestLogError, bounded_lines, read_requests
 from kvtally.agent.steplaw.alone import at_client, at_engine
 
 if TYPE_CHECKING:
@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     from kvtally.agent.forward import LawRange
     from kvtally.agent.model_report.deployment import Deployment
     from kvtally.agent.model_report.measured import Point
-    from kvtally.agent.request_log import Request
     from kvtally.agent.steplaw.alone import Alone
-
-BEFORE_SECONDS = 3600  # a request may be sent so long before its first token
 
 
 def measured_beside(
@@ -67,7 +64,7 @@ def _at_client(path: str, deployment: Deployment) -> list[Alone]:
         raise click.UsageError(
             f"--requests is of one replica, here are {', '.join(deployment.names)}: add --replica NAME"
         )
-    requests = _requests(path, deployment.window_ns)
+    requests = requests_of(path, deployment.window_ns)
     found = [
         one
         for subject in deployment.subjects
@@ -86,13 +83,3 @@ def _beyond(points: Sequence[Point]) -> str:
         f"at a client a first token takes {client_seconds(points):.3g} s more than the law says (median): tokenising, "
         "HTTP and the way there and back, which are not the engine's; what reuse saves is free of it"
     )
-
-
-def _requests(path: str, window_ns: tuple[int, int]) -> Sequence[Request]:
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123  # one read
-            since_seconds, until_seconds = window_ns[0] / 1e9 - BEFORE_SECONDS, window_ns[1] / 1e9
-            lines = bounded_lines(file)
-            return read_requests(lines, since_seconds=since_seconds, until_seconds=until_seconds).requests
-    except RequestLogError as error:
-        raise click.UsageError(f"--requests {path}: {error}{f': {error.hint}' if error.hint else ''}") from None

@@ -71,7 +71,7 @@ def gpu_price(options: Options, gpu: Gpu, currency: str) -> tuple[Decimal | None
 
 
 def _packaged_price(gpu: Gpu, currency: str) -> tuple[Decimal | None, Input]:
-    from kvtally.agent.rate_file import packaged_rates  # noqa: PLC0415  # only where no price was given
+    from kvtally.agent.rate_file import packaged_rates
 
     rows = [
         rate

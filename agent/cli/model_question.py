@@ -197,8 +197,8 @@ def shape_asked(options: Options) -> tuple[ModelShape, Input]:
 
 
 def _presets() -> dict[str, dict[str, Any]]:
-    from importlib.resources import files  # noqa: PLC0415  # --help needs no file
-    from tomllib import loads  # noqa: PLC0415  # as above
+    from importlib.resources import files
+    from tomllib import loads
 
     return loads((files("kvtally.agent") / PRESETS).read_text(encoding="utf-8"))
 

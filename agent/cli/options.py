@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they mean."""
+"""Options that several commands share, what they mean, and the JSON that they ask for."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from kvtally.agent.accounts import Window
     from kvtally.agent.config import Config
 
 _LENGTH = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)([smhdw])")
@@ -55,6 +56,20 @@ def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def by_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--by."""
+    return click.option(
+        "--by", default="model", metavar="A,B", help="model, replica, cluster, namespace, tenant, hour, day."
+    )(command)
+
+
+def interval_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--interval, between two scrapes of a live deployment."""
+    return click.option(
+        "--interval", type=Seconds(1, 300), metavar="SECONDS", help="Scrape this often (1 to 300). [default: 5]"
+    )(command)
+
+
 def format_option(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """--format; a table on a terminal, JSON elsewhere."""
     return click.option(
@@ -67,12 +82,55 @@ def chosen_format(form: str | None) -> str:
     return form or ("table" if sys.stdout.isatty() else "json")
 
 
+def echo_json(answer: Mapping[str, Any]) -> None:
+    """Print an answer as JSON."""
+    from json import dumps
+
+    click.echo(dumps(answer, indent=2))
+
+
 def settings(config_path: str | None, ledger: str | None) -> tuple[Config, str]:
     """The config and the ledger's URL; ConfigError if the config cannot be used."""
-    from kvtally.agent.config import ledger_url, load  # noqa: PLC0415  # --help needs no config
+    from kvtally.agent.config import ledger_url, load
 
     config = load(config_path, os.environ)
     return config, ledger_url(ledger, config, os.environ)
+
+
+def environment_with(interval: float | None) -> dict[str, str]:
+    """The environment, in which --interval stands as the config's own key, before that of any file."""
+    environment = dict(os.environ)
+    if interval is not None:
+        environment["KVTALLY_SCRAPE__INTERVAL_SECONDS"] = f"{interval:g}"
+    return environment
+
+
+def dimensions_of(by: str) -> list[str]:
+    """The dimensions named; click.UsageError for an unknown one."""
+    from kvtally.agent.grouping import DIMENSIONS
+
+    names = [name.strip() for name in by.split(",") if name.strip()]
+    for name in names:
+        if name not in DIMENSIONS:
+            raise click.UsageError(f"--by {name}: choose from {', '.join(DIMENSIONS)}")
+    return list(dict.fromkeys(names))
+
+
+def window_of(extent: tuple[int, int] | None, since: str | None, until: str | None) -> Window | None:
+    """The window asked for, from what the ledger spans; None for the default one. click.UsageError if it is none."""
+    from kvtally.agent.accounts import Window
+
+    if since is None and until is None:
+        return None
+    oldest_ns, newest_ns = extent or (0, 0)
+    start_ns = None if since is None else instant_ns("--since", since, newest_ns)
+    end_ns = None if until is None else instant_ns("--until", until, newest_ns)
+    if start_ns is not None and end_ns is not None and end_ns <= start_ns:
+        raise click.UsageError("--until must be later than --since")
+    if start_ns is None:
+        start_ns = min(oldest_ns, end_ns or 0)
+    # beyond what the ledger spans there is nothing: an empty answer, not an error
+    return Window(start_ns, max(newest_ns, start_ns) if end_ns is None else end_ns)
 
 
 def length_ns(text: str) -> int | None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast, get_args
 import click
 
 from kvtally.agent.cli.group import Group
-from kvtally.agent.cli.options import chosen_format, format_option, ledger_options, settings
+from kvtally.agent.cli.options import chosen_format, echo_json, format_option, ledger_options, settings
+from kvtally.agent.finding import plural
 from kvtally.agent.price import Basis, Resource, Term
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ def rates() -> None:
 @ledger_options
 def list_(form: str | None, ledger: str | None, config_path: str | None) -> None:
     """Show every price that the ledger knows, the packaged ones included."""
-    from kvtally.agent.book import book_of, cards_of  # noqa: PLC0415  # --help needs none of it
-    from kvtally.agent.ledger.place import file_of  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
+    from kvtally.agent.book import book_of, cards_of
+    from kvtally.agent.ledger.place import file_of
+    from kvtally.agent.ledger.read import LedgerReader
 
     config, url = settings(config_path, ledger)
     if Path(file_of(url)).exists():
@@ -41,22 +42,20 @@ def list_(form: str | None, ledger: str | None, config_path: str | None) -> None
     rows = [_row(rate) for rate in known]
     form = chosen_format(form)
     if form == "json":
-        from json import dumps  # noqa: PLC0415  # only here
-
-        click.echo(dumps({"rates": rows}, indent=2))
+        echo_json({"rates": rows})
     elif form == "csv":
-        from kvtally.agent.render.comma_separated import lines_of  # noqa: PLC0415  # only here
+        from kvtally.agent.render.comma_separated import RATE_COLUMNS, lines_of
 
-        click.echo(lines_of(rows), nl=False)
+        click.echo(lines_of(rows, RATE_COLUMNS), nl=False)
     else:
-        from kvtally.agent.render.listing import rates_table  # noqa: PLC0415  # rich is loaded for a table only
+        from kvtally.agent.render.listing import rates_table
 
         rates_table(rows)
 
 
 def _row(rate: Rate) -> dict[str, object]:
     """A rate as it prints: amounts as decimal strings, instants as text."""
-    from kvtally.agent.price import instant_text, nano_to_text  # noqa: PLC0415  # as above
+    from kvtally.agent.price import instant_text, nano_to_text
 
     row = rate._asdict()
     del row["price_nano"]
@@ -112,8 +111,8 @@ def add(  # one option for each field of a rate
     config_path: str | None,
 ) -> None:
     """Add a price of your own; hours that it concerns are settled again."""
-    from kvtally.agent.price import UNITS, Rate, checked, parse_decimal, parse_price, parse_unit  # noqa: PLC0415  # as above
-    from kvtally.agent.rate_file import instant_ns  # noqa: PLC0415  # as above
+    from kvtally.agent.price import UNITS, Rate, checked, parse_decimal, parse_price, parse_unit
+    from kvtally.agent.rate_file import instant_ns
 
     rate = checked(
         Rate(
@@ -141,7 +140,7 @@ def add(  # one option for each field of a rate
 @ledger_options
 def import_(file: str, ledger: str | None, config_path: str | None) -> None:
     """Add every price of a TOML card (docs/rates.md shows the form; `rates example` prints one)."""
-    from kvtally.agent.rate_file import read_rates  # noqa: PLC0415  # as above
+    from kvtally.agent.rate_file import read_rates
 
     _keep(read_rates(Path(file).read_bytes()), ledger, config_path)
 
@@ -149,28 +148,28 @@ def import_(file: str, ledger: str | None, config_path: str | None) -> None:
 @rates.command(epilog="\b\nExample:\n  kvtally rates example > owned.toml")
 def example() -> None:
     """Print a card for GPUs of your own: capital recovery, energy and PUE, to be filled in."""
-    from kvtally.agent.rate_file import owned_example  # noqa: PLC0415  # as above
+    from kvtally.agent.rate_file import owned_example
 
     click.echo(owned_example(), nl=False)
 
 
 def _refuse_another_currency(reader: LedgerReader, known: Mapping[int, Rate], currency: str) -> None:
     """Charges at a packaged price stay in its currency: rates in another would be added to them."""
-    from kvtally.agent.price import FOREVER_NS, RateError  # noqa: PLC0415  # as above
+    from kvtally.agent.price import RateError
 
     foreign = {rate_id for rate_id, rate in known.items() if rate.price_nano and rate.currency != currency}
-    if foreign and any(charge["rate_id"] in foreign for charge in reader.charges(0, FOREVER_NS)):
+    if foreign and reader.has_charges_at(foreign):
         raise RateError("currency", f"this ledger holds charges in another: begin a new ledger for {currency}")
 
 
 def _keep(new: Sequence[Rate], ledger: str | None, config_path: str | None) -> None:
-    from kvtally.agent.accounts import Payment  # noqa: PLC0415  # as above
-    from kvtally.agent.book import book_of, keep_rates  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.upgrade import upgrade  # noqa: PLC0415  # as above
-    from kvtally.agent.price import rate_text  # noqa: PLC0415  # as above
-    from kvtally.agent.rates import RateBook  # noqa: PLC0415  # as above
-    from kvtally.agent.settlement import settle_again  # noqa: PLC0415  # as above
+    from kvtally.agent.accounts import Payment
+    from kvtally.agent.book import book_of, keep_rates
+    from kvtally.agent.ledger.read import LedgerReader
+    from kvtally.agent.ledger.upgrade import upgrade
+    from kvtally.agent.price import rate_text
+    from kvtally.agent.rates import RateBook
+    from kvtally.agent.settlement import settle_again
 
     config, url = settings(config_path, ledger)
     upgrade(url)
@@ -182,13 +181,13 @@ def _keep(new: Sequence[Rate], ledger: str | None, config_path: str | None) -> N
         fresh = [rate for rate in dict.fromkeys(new) if rate not in known.values()]
         reader.add_rates(fresh)
         for rate in new:
-            click.echo(f"{'added' if rate in fresh else 'was there'}: {rate_text(rate)}")
+            click.echo(f"{'added' if rate in fresh else 'was there'}: {rate_text(rate)}", err=True)
         if fresh:
             payment = Payment(config.rates.term, config.rates.site)
             done, aged = settle_again(
                 reader, min(rate.valid_from_ns for rate in fresh), book_of(reader, config), payment
             )
             if done:
-                click.echo(f"{done} settled hours were settled again at the new price")
+                click.echo(f"{plural(done, 'hour')} settled again at the new price", err=True)
             if aged:
-                click.echo(f"{aged} settled hours keep their price: their raw intervals have aged out")
+                click.echo(f"{plural(aged, 'hour')} left at the old price: the raw intervals have aged out", err=True)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from kvtally.agent.cli.options import Seconds
+from kvtally.agent.cli.options import Seconds, environment_with, interval_option
 
 
 @click.command(epilog="\b\nExample: ten minutes, packed into one file\n  kvtally record h100-monday --for 600 --pack")
 @click.argument("folder", metavar="DIR")
 @click.option("--for", "duration", type=Seconds(min=1), metavar="SECONDS", help="Stop by itself after this long.")
-@click.option("--interval", type=Seconds(1, 300), metavar="SECONDS", help="Scrape this often (1 to 300). [default: 5]")
+@interval_option
 @click.option("--gpu-every", type=Seconds(min=0), metavar="SECONDS", help="Sample GPUs this often. [default: as pages]")
 @click.option("--max-size", type=click.IntRange(min=1), default=2, show_default=True, metavar="GIB")
 @click.option("--pack", "packed", is_flag=True, help="Also write DIR.tar.xz.")
@@ -27,22 +27,17 @@ def record(
     config_path: str | None,
 ) -> None:
     """Write a recording of the engines on this host: whole pages, GPU and host samples. Stops on SIGTERM or Ctrl-C."""
-    import os  # noqa: PLC0415  # --help needs none of it
+    from kvtally.agent.config import load
+    from kvtally.agent.log import Log
+    from kvtally.agent.recorder import Recorder
 
-    from kvtally.agent.config import load  # noqa: PLC0415  # as above
-    from kvtally.agent.log import Log  # noqa: PLC0415  # as above
-    from kvtally.agent.recorder import Recorder  # noqa: PLC0415  # as above
-
-    environment = dict(os.environ)
-    if interval is not None:
-        environment["KVTALLY_SCRAPE__INTERVAL_SECONDS"] = f"{interval:g}"
-    config = load(config_path, environment)
+    config = load(config_path, environment_with(interval))
     log = Log(config.log.format, config.log.level)
     recorder = Recorder(config, Path(folder), log, max_bytes=max_size * 2**30, gpu_every_seconds=gpu_every or None)
     recorded = recorder.run(duration_seconds=duration)
     click.echo(f"{folder}: {recorded}", err=True)
     if packed:
-        from kvtally.agent.recording_writer import pack  # noqa: PLC0415  # as above
+        from kvtally.agent.recording_writer import pack
 
         for each in recorded.folders:
             pack(each, each.with_name(f"{each.name}.tar.xz"))

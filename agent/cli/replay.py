@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvtally.agent.cli.options import Seconds, ledger_options, settings
+from kvtally.agent.finding import plural, utc_text
 
 if TYPE_CHECKING:
     from kvtally.agent.config import Config
@@ -31,24 +32,23 @@ if TYPE_CHECKING:
 @ledger_options
 def replay(recording: str, interval: float, quiet: bool, ledger: str | None, config_path: str | None) -> None:
     """Feed a recording into a ledger, on the recording's own clock."""
-    from kvtally.agent.finding import utc_text  # noqa: PLC0415  # --help needs none of it
-    from kvtally.agent.recording import open_recording  # noqa: PLC0415  # as above
+    from kvtally.agent.recording import open_recording
 
     config, url = settings(config_path, ledger)
     opened = open_recording(recording)
     done = into_ledger(opened, url, config, interval_seconds=interval, progress=not quiet and sys.stderr.isatty())
     click.echo(
-        f"{opened.name}: {done.pages} pages, {done.intervals} intervals, "
+        f"{opened.name}: {plural(done.pages, 'page')}, {plural(done.intervals, 'interval')}, "
         f"{utc_text(done.start_ns)} to {utc_text(done.end_ns)}",
         err=True,
     )
     if done.skipped:
-        click.echo(f"{done.skipped} scrapes were in the ledger already and were left out", err=True)
+        click.echo(f"{plural(done.skipped, 'scrape')} left out: in the ledger already", err=True)
     for name in opened.missing:
         if name != "lmcache" or opened.meta.get("lmcache_version"):
             click.echo(f"the recording has no {name}: {LACKING.get(name, 'what it would tell is unknown')}", err=True)
     if done.unread:
-        click.echo(f"{done.unread} pages beside the engine's show nothing that kvtally reads", err=True)
+        click.echo(f"{plural(done.unread, 'page')} beside the engine's with nothing that kvtally reads", err=True)
     for note in opened.notes:
         click.echo(note, err=True)
     for finding in done.findings:
@@ -70,14 +70,14 @@ def into_ledger(
     recording: Recording, url: str, config: Config, *, interval_seconds: float = 0.0, progress: bool = False
 ) -> Replayed:
     """Replay into the ledger at `url`, made if it is not there, and settle its closed hours."""
-    from kvtally.agent.accounts import Payment  # noqa: PLC0415  # loaded when a command needs it
-    from kvtally.agent.book import book_of, keep_rates  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.append import LedgerWriter  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.place import WriterLock, connect, file_of  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.upgrade import upgrade  # noqa: PLC0415  # as above
-    from kvtally.agent.replay import Replay  # noqa: PLC0415  # as above
-    from kvtally.agent.settlement import due_hours, settle_hours  # noqa: PLC0415  # as above
+    from kvtally.agent.accounts import Payment
+    from kvtally.agent.book import book_of, keep_rates
+    from kvtally.agent.ledger.append import LedgerWriter
+    from kvtally.agent.ledger.place import WriterLock, connect, file_of
+    from kvtally.agent.ledger.read import LedgerReader
+    from kvtally.agent.ledger.upgrade import upgrade
+    from kvtally.agent.replay import Replay
+    from kvtally.agent.settlement import due_hours, settle_hours
 
     upgrade(url)
     path = file_of(url)
@@ -87,7 +87,7 @@ def into_ledger(
         with closing(LedgerWriter(connect(path), path)) as writer:
             task = Replay(recording, writer, interval_ns=round(interval_seconds * 1e9))
             if progress:
-                from kvtally.agent.render.recorded import progress_of  # noqa: PLC0415  # rich is loaded on a terminal only
+                from kvtally.agent.render.recorded import progress_of
 
                 done = progress_of(recording.name, task.run)
             else:

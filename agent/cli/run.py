@@ -7,23 +7,21 @@ import sys
 
 import click
 
-from kvtally.agent.cli.options import Seconds, ledger_options
+from kvtally.agent.cli.options import environment_with, interval_option, ledger_options
 
 
 @click.command(epilog="\b\nExample: beside an engine, with nothing configured\n  kvtally run")
 @click.option("--once", is_flag=True, help="Close one interval and exit.")
-@click.option("--interval", type=Seconds(1, 300), metavar="SECONDS", help="Scrape this often (1 to 300). [default: 5]")
+@interval_option
 @ledger_options
 def run(once: bool, interval: float | None, ledger: str | None, config_path: str | None) -> None:
     """Find engines, GPUs and disks on this host, scrape them, and keep the ledger.
 
     Stops on SIGTERM. A kill -9 loses nothing: the next run goes on from the last counters in the ledger.
     """
-    from kvtally.agent.config import ledger_url, load  # noqa: PLC0415  # --help needs none of it
+    from kvtally.agent.config import ledger_url, load
 
-    environment = dict(os.environ)
-    if interval is not None:
-        environment["KVTALLY_SCRAPE__INTERVAL_SECONDS"] = f"{interval:g}"
+    environment = environment_with(interval)
     # read here, so that a mistake is told before anything starts
     url = ledger_url(ledger, load(config_path, environment), environment)
     # glibc keeps large pages and a heap for each thread for good, unless it is told otherwise

@@ -6,12 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvtally.agent.cli.cost import dimensions_of, window_of
-from kvtally.agent.cli.options import chosen_format, format_option, ledger_options, settings, window_options
+from kvtally.agent.cli.named import fits_nothing, laws_by
+from kvtally.agent.cli.options import (
+    by_option,
+    chosen_format,
+    dimensions_of,
+    echo_json,
+    format_option,
+    ledger_options,
+    settings,
+    window_of,
+    window_options,
+)
 from kvtally.agent.cli.request_evidence import requests_option
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from kvtally.agent.accounts import Window
     from kvtally.agent.cli.request_evidence import Log
@@ -23,7 +33,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog="\b\nExample: what reuse saved in the last day, by model\n  kvtally savings --since 24h --by model"
 )
-@click.option("--by", default="model", metavar="A,B", help="model, replica, cluster, namespace, tenant, hour, day.")
+@by_option
 @window_options
 @click.option(
     "--calibration",
@@ -53,10 +63,10 @@ def savings(
     Settled hours are told as they were settled, unless --calibration or --requests ask for them to be valued anew.
     Without a window: the whole ledger if it spans less than a day, else the day before its newest interval.
     """
-    from kvtally.agent.accounts import Payment  # noqa: PLC0415  # SQLAlchemy is loaded when a command needs it
-    from kvtally.agent.book import book_of  # noqa: PLC0415  # as above
-    from kvtally.agent.ledger.read import LedgerReader  # noqa: PLC0415  # as above
-    from kvtally.agent.savings_report import savings_report  # noqa: PLC0415  # numpy, too
+    from kvtally.agent.accounts import Payment
+    from kvtally.agent.book import book_of
+    from kvtally.agent.ledger.read import LedgerReader
+    from kvtally.agent.savings_report import savings_report
 
     if replica is not None and log_path is None:
         raise click.UsageError("--replica says whose log it is: it goes with --requests")
@@ -76,18 +86,18 @@ def savings(
         if log is not None:
             answer["method"]["requests"] = log.as_json()
         if explain:
-            from kvtally.agent.explain import explained  # noqa: PLC0415  # only here
+            from kvtally.agent.explain import explained
 
             answer["explanations"] = explained(reader, report, laws)
-    show(answer, chosen_format(form))
+    show(answer, dimensions, chosen_format(form))
 
 
 def _log(
     reader: LedgerReader, window: Window | None, targets: Mapping[int, Target], path: str, replica: str | None
 ) -> Log | None:
-    """The log that --requests names; click.UsageError where it cannot stand for the replica's requests."""
-    from kvtally.agent.cli.request_evidence import log_of  # noqa: PLC0415  # as above
-    from kvtally.agent.grouping import default_window  # noqa: PLC0415  # as above
+    """The log that --requests names, None where it does not fit; click.UsageError where it lacks too many requests."""
+    from kvtally.agent.cli.request_evidence import log_of
+    from kvtally.agent.grouping import default_window
 
     extent = reader.extent()
     if extent is None:
@@ -95,6 +105,9 @@ def _log(
     start_ns, end_ns = window or default_window(extent)
     span_ns = (max(start_ns, extent[0]), min(end_ns, extent[1]))
     log = log_of(path, reader, span_ns, targets, replica) if span_ns[0] < span_ns[1] else None
+    if log is not None and log.misfit:
+        click.echo(f"--requests {log}. It is left out: the figures are those of the counters alone", err=True)
+        return None
     if log is not None and not log.is_whole:
         raise click.UsageError(f"--requests {log}: it takes nine tenths of them")
     return log
@@ -102,42 +115,32 @@ def _log(
 
 def _laws(reader: LedgerReader, targets: Mapping[int, Target], calibration: int | None, log: Log | None) -> Laws | None:
     """The laws to value by; None for those that the settled hours name."""
-    from kvtally.agent.valuing import Laws  # noqa: PLC0415  # as above
-
     if calibration is None and log is None:
         return None
-    laws = Laws(reader, targets, only=calibration, extra={} if log is None else {log.replica: log.extra})
-    if calibration is not None and not laws.stored:
-        numbers = ", ".join(str(one.id) for one in reader.calibrations()) or "none"
-        raise click.UsageError(f"--calibration {calibration}: the ledger holds {numbers} (`kvtally calibrate --list`)")
-    return laws
+    return laws_by(reader, targets, calibration, {} if log is None else {log.replica: log.extra})
 
 
 def _check_used(report: SavingsReport, calibration: int | None) -> None:
     """click.UsageError where the calibration that was asked for fits nothing that the report is about."""
     used = {value.calibration.id for group in report.groups for value in group.values if value.calibration is not None}
     if calibration is not None and report.groups and calibration not in used:
-        raise click.UsageError(
-            f"--calibration {calibration}: no replica in the window has its fingerprint (`kvtally calibrate --list`)"
-        )
+        raise fits_nothing(calibration)
 
 
-def show(answer: dict[str, Any], form: str) -> None:
-    """Print a savings report."""
+def show(answer: dict[str, Any], by: Sequence[str], form: str) -> None:
+    """Print a savings report by these dimensions."""
     if form == "json":
-        from json import dumps  # noqa: PLC0415  # only here
-
-        click.echo(dumps(answer, indent=2))
+        echo_json(answer)
     elif form == "csv":
-        from kvtally.agent.render.comma_separated import savings_rows_of  # noqa: PLC0415  # only here
+        from kvtally.agent.render.comma_separated import savings_rows_of
 
-        click.echo(savings_rows_of(answer), nl=False)
+        click.echo(savings_rows_of(answer, by), nl=False)
     else:
-        from kvtally.agent.render.savings import savings_table  # noqa: PLC0415  # rich is loaded for a table only
+        from kvtally.agent.render.savings import savings_table
 
         savings_table(answer)
         if "explanations" in answer:
             click.echo()
-            from kvtally.agent.render.explain import explain_table  # noqa: PLC0415  # as above
+            from kvtally.agent.render.explain import explain_table
 
             explain_table(answer["explanations"])

@@ -2,7 +2,8 @@
 
 figures         what /metrics and OTLP carry at one instant, in the names of `metrics` (counters: `counters`)
 prometheus      figures as the pages that Prometheus reads
-otlp            figures pushed to an OpenTelemetry backend
+otlp            figures pushed to an OpenTelemetry backend, as the `otlp_environment` says, by an `otlp_exporter` that
+                tells what is answered to it (`otlp_http`, `otlp_grpc`); what was `last_sent` is kept for deltas
 opencost        some of them under OpenCost's names
 focus           charges as rows of a FOCUS dataset with the columns of `focus_columns`
 tables          the ledger's own rows for a warehouse

@@ -42,7 +42,10 @@ class Kept:
         never = LastSent(ledger_ns, ledger_ns, {})
         try:
             body = json.loads(self._path.read_text(encoding="utf-8"))
-            counters = {str(key): float(value) for key, value in body["counters"].items()}
+            # a count stays one: a series must not turn from whole numbers to others
+            counters = {
+                str(key): value if type(value) is int else float(value) for key, value in body["counters"].items()
+            }
             sent = LastSent(int(body["ledger_ns"]), int(body["at_ns"]), counters)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return never

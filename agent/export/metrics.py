@@ -115,7 +115,7 @@ METRICS: Mapping[str, Metric] = {
     ),
     "cache_seconds": Metric(
         "kvtally_cache_moved_seconds_total",
-        "kvtally.cache.moved.time",
+        "kvtally.cache.moved_time",
         "s",
         "counter",
         "Seconds of moving them, summed over what ran side by side",
@@ -234,6 +234,8 @@ METRICS: Mapping[str, Metric] = {
         ("kind", "severity", "window"),
     ),
 }
+# what OTLP makes of filesystem_bytes where a whole disk is meant, by the semantic conventions of system.disk.io
+DISK_READ = METRICS["filesystem_bytes"]._replace(otel="system.disk.io", meaning="Disk bytes transferred.")
 _OPENCOST = ("model_name", "model_version", "namespace", "workload_type")
 # the same figures under the names and labels of OpenCost's inference cost, for setting the two side by side
 OPENCOST: Mapping[str, Metric] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +18,6 @@ from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     Gauge,
     Metric,
-    MetricExporter,
     MetricExportResult,
     MetricsData,
     NumberDataPoint,
@@ -30,13 +30,17 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from kvtally import __version__
 from kvtally.agent.export.last_sent import Kept, LastSent
-from kvtally.agent.export.metrics import METRICS
+from kvtally.agent.export.metrics import DISK_READ, METRICS
+from kvtally.agent.export.otlp_environment import TEMPORALITY
+from kvtally.agent.export.otlp_exporter import Answer
 from kvtally.agent.kubernetes import pod_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from kvtally.agent.export import metrics
     from kvtally.agent.export.figures import Figure, Snapshot
+    from kvtally.agent.export.otlp_exporter import Exporter
 
 # labels with a name in the semantic conventions; the others stand below kvtally.
 _ATTRIBUTES = {
@@ -49,37 +53,24 @@ _ATTRIBUTES = {
 _GPU_METRICS = frozenset(("gpu_energy", "gpu_seconds", "gpu_observed_seconds"))
 
 
+_GRACE_SECONDS = 1.0  # for an exporter that is out of time to say why
+
+
 class Sent(NamedTuple):
-    """What a push did, and what the exporter said where it failed."""
+    """What a push did.
+
+    points      how many there were
+    ok          whether the backend took them
+    reason      what the exporter said where it did not
+    rejected    how many the backend left out of those that it took: they are not sent again
+    message     what it says about that, or beside it
+    """
 
     points: int
     ok: bool
     reason: str = ""
-
-
-class ExporterMissing(Exception):  # noqa: N818  # it is an answer: what to install
-    """The protocol that the environment asks for is not there."""
-
-
-def exporter_of(environ: Mapping[str, str] = os.environ) -> MetricExporter:
-    """The exporter that OTEL_EXPORTER_OTLP_PROTOCOL asks for; ExporterMissing where there is none."""
-    names = ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-    protocol = next((environ[name] for name in names if environ.get(name)), "http/protobuf")
-    if protocol == "grpc":
-        try:
-            from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (  # noqa: PLC0415  # an extra
-                OTLPMetricExporter as GrpcExporter,
-            )
-        except ImportError:
-            raise ExporterMissing("OTLP over gRPC is not installed: pip install 'kvtally[grpc]'") from None
-        return GrpcExporter()
-    if protocol != "http/protobuf":
-        raise ExporterMissing(f"OTLP by {protocol} is not there: http/protobuf is, and grpc with kvtally[grpc]")
-    from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # noqa: PLC0415  # one of the two
-        OTLPMetricExporter,
-    )
-
-    return OTLPMetricExporter()
+    rejected: int = 0
+    message: str = ""
 
 
 def resource_of(environ: Mapping[str, str] = os.environ) -> Resource:
@@ -110,30 +101,32 @@ def metrics_data(snapshot: Snapshot, resource: Resource, at_ns: int, last: LastS
 
     Gauges are the same in both.
     """
-    by_metric: dict[str, list[Figure]] = {}
+    by_metric: dict[metrics.Metric, list[Figure]] = {}
     for figure in snapshot.figures:
         if figure.metric in METRICS:
-            by_metric.setdefault(figure.metric, []).append(figure)
-    metrics = [_metric(name, figures, snapshot.start_ns, at_ns, last) for name, figures in by_metric.items()]
-    scope = ScopeMetrics(InstrumentationScope("kvtally", __version__), metrics, "")
+            about = DISK_READ if _is_of_disk(figure) else METRICS[figure.metric]
+            by_metric.setdefault(about, []).append(figure)
+    told = [_metric(about, figures, snapshot.start_ns, at_ns, last) for about, figures in by_metric.items()]
+    scope = ScopeMetrics(InstrumentationScope("kvtally", __version__), told, "")
     return MetricsData([ResourceMetrics(resource, [scope], "")])
 
 
-def _metric(name: str, figures: Sequence[Figure], ledger_ns: int, at_ns: int, last: LastSent | None) -> Metric:
-    about = METRICS[name]
+def _metric(
+    about: metrics.Metric, figures: Sequence[Figure], ledger_ns: int, at_ns: int, last: LastSent | None
+) -> Metric:
     if about.type == "gauge":
-        points = [NumberDataPoint(_attributes(name, figure), 0, at_ns, figure.value) for figure in figures]
+        points = [NumberDataPoint(_attributes(figure), 0, at_ns, figure.value) for figure in figures]
         return Metric(about.otel, about.meaning, about.unit, Gauge(points))
     # a clock that was set back must not make a point end before it begins
     start_ns = min(ledger_ns if last is None else last.at_ns, at_ns)
-    points = [NumberDataPoint(_attributes(name, figure), start_ns, at_ns, _since(figure, last)) for figure in figures]
+    points = [NumberDataPoint(_attributes(figure), start_ns, at_ns, _since(figure, last)) for figure in figures]
     temporality = AggregationTemporality.CUMULATIVE if last is None else AggregationTemporality.DELTA
     return Metric(about.otel, about.meaning, about.unit, Sum(points, temporality, is_monotonic=True))
 
 
 def _since(figure: Figure, last: LastSent | None) -> float:
     """What a counter has counted since it was sent last; all of it where it has begun anew."""
-    before = 0.0 if last is None else last.counters.get(key_of(figure), 0.0)
+    before = 0 if last is None else last.counters.get(key_of(figure), 0)
     return figure.value - before if 0 < before <= figure.value else figure.value
 
 
@@ -142,13 +135,22 @@ def key_of(figure: Figure) -> str:
     return "|".join([figure.metric, *(f"{name}={value}" for name, value in sorted(figure.labels.items()))])
 
 
-def _attributes(metric: str, figure: Figure) -> dict[str, str]:
+def _is_of_disk(figure: Figure) -> bool:
+    """Whether it counts a whole disk: mounts, which begin with a slash, are counted off /proc/diskstats once more."""
+    about = figure.labels
+    is_device = figure.metric == "filesystem_bytes" and about["side"] == "device"
+    return is_device and about["source"] == "diskstats" and not about["filesystem"].startswith("/")
+
+
+def _attributes(figure: Figure) -> dict[str, str]:
+    if _is_of_disk(figure):
+        return {"system.device": figure.labels["filesystem"], "disk.io.direction": "read"}
     told = {_ATTRIBUTES.get(name, f"kvtally.{name}"): value for name, value in figure.labels.items() if value}
-    return {**told, "hw.type": "gpu"} if metric in _GPU_METRICS else told
+    return {**told, "hw.type": "gpu"} if figure.metric in _GPU_METRICS else told
 
 
 def push_snapshot(
-    exporter: MetricExporter,
+    exporter: Exporter,
     snapshot: Snapshot,
     url: str,
     environ: Mapping[str, str] = os.environ,
@@ -156,11 +158,12 @@ def push_snapshot(
 ) -> Sent:
     """Send a snapshot, by the temporality that the environment prefers; OSError where deltas cannot be kept account of.
 
-    For deltas, what was sent of every counter is kept beside the ledger, and renewed only by a push that was taken.
+    For deltas, what was sent of every counter is kept beside the ledger, and renewed only by a push that was taken. One
+    of which points were rejected was: the specification forbids to send it again, since the rest would count twice.
     lowmemory means deltas for what a program counts as it goes; what it reads off, as here, stays cumulative.
     """
     resource, at_ns = resource_of(environ), now_ns()
-    if environ.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "").strip().lower() != "delta":
+    if environ.get(TEMPORALITY, "").strip().lower() != "delta":
         return push(exporter, metrics_data(snapshot, resource, at_ns))
     kept = Kept.beside(url)
     last = kept.read(snapshot.start_ns)
@@ -176,7 +179,7 @@ def _is_counter(figure: Figure) -> bool:
     return figure.metric in METRICS and METRICS[figure.metric].type == "counter"
 
 
-def push(exporter: MetricExporter, data: MetricsData) -> Sent:
+def push(exporter: Exporter, data: MetricsData) -> Sent:
     """Send the points; one that fails is no loss, since the next push carries the sums again."""
     points = sum(
         len(metric.data.data_points)
@@ -185,10 +188,42 @@ def push(exporter: MetricExporter, data: MetricsData) -> Sent:
         for metric in scope.metrics
     )
     with _complaints() as said:
-        result = exporter.export(data)
-    exporter.shutdown()
-    reason = "; ".join(dict.fromkeys((said[0], said[-1]))) if said else "it gave no reason"
-    return Sent(points, result is MetricExportResult.SUCCESS, reason)
+        result = _result(exporter, data)
+    if result is None:
+        late = [f"it was not done within {exporter.seconds:g} s", *said[-1:]]
+        return Sent(points, ok=False, reason=_line("; ".join(late)))
+    exporter.sends.shutdown()
+    answer = exporter.answers[-1] if exporter.answers else Answer()
+    if result is MetricExportResult.SUCCESS and not answer.refused:
+        return Sent(points, ok=True, rejected=answer.rejected, message=_line(answer.message))
+    if isinstance(result, Exception):
+        said = [str(result)]
+    reasons = [answer.refused] if result is MetricExportResult.SUCCESS else [*said[:1], *said[-1:]]
+    return Sent(points, ok=False, reason=_line("; ".join(dict.fromkeys(reasons)) or "it gave no reason"))
+
+
+def _result(exporter: Exporter, data: MetricsData) -> MetricExportResult | Exception | None:
+    """What came of it; None where it did not end in time.
+
+    In a thread: a name that is being looked up, or an answer that comes a byte a second, heeds no exporter's timeout.
+    """
+    results: list[MetricExportResult | Exception] = []
+
+    def export() -> None:
+        try:
+            results.append(exporter.sends.export(data))
+        except Exception as error:  # noqa: BLE001  # whatever an exporter raises, its push has failed
+            results.append(error)
+
+    thread = threading.Thread(target=export, name="push", daemon=True)
+    thread.start()
+    thread.join(exporter.seconds + _GRACE_SECONDS)
+    return results[0] if results else None
+
+
+def _line(text: str) -> str:
+    """What a stranger says, as one line that no terminal takes for orders."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text).split())
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from kvtally.agent.finding import plural
 from kvtally.agent.render.answer import name_of
 from kvtally.agent.render.numbers import UNKNOWN, amount, between, count, seconds
 from kvtally.agent.render.screen import Screen, Sheet, printable
@@ -66,14 +67,9 @@ def _named(one: Mapping[str, Any]) -> str:
 
 def _verdict(answer: Mapping[str, Any]) -> Text:
     """How many of each, in words."""
-    checks = len(answer["checks"])
-    told = [
-        (answer["failed"], "failed"),
-        (answer["unknown"], "unknown"),
-        (answer["warnings"], f"warning{'' if answer['warnings'] == 1 else 's'}"),
-    ]
-    parts = [f"{number} {word}" for number, word in told if number]
-    text = Text(f"{checks} check{'' if checks == 1 else 's'}: ")
+    parts = [f"{answer[word]} {word}" for word in ("failed", "unknown") if answer[word]]
+    parts += [plural(answer["warnings"], "warning")] if answer["warnings"] else []
+    text = Text(f"{plural(len(answer['checks']), 'check')}: ")
     return text.append(", ".join(parts) or "all ok", _STYLE.get(answer["state"], "bold green"))
 
 
