@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import TYPE_CHECKING
 
 from kvtally.collectors.quantities import QUANTITIES
@@ -26,6 +25,7 @@ IMPOSSIBLE = "counter_impossible"
 # of its processes as the folder lists them. A token less in ten thousand billion is no restart either way.
 NOISE = 1 - 1e-13
 INTEGER_MAX = 2**63  # what the ledger's integers hold; a page may show anything
+COUNT_MAX = 2**63  # nothing has counted so far in its own unit; sums of seconds may pass it in nanoseconds
 
 # of each quantity: whether it counts (a gauge does not), whether the collector itself counts it, its scale
 RULES = {
@@ -40,19 +40,19 @@ def difference(
     base: float | None, current: float | None, *, integral: bool, scale: float
 ) -> tuple[int | None, float | None, str]:
     """A counter's difference, the raw value to keep, and why the value cannot be used; "" if it can."""
-    was_told = base is not None and isfinite(base * scale)
+    was_told = base is not None and abs(base) < COUNT_MAX
     if current is None or current != current:  # noqa: PLR0124  # NaN: shown, and not to be read
         # on the first page the second is no count of nothing: what it shows later is a baseline
         return None, current if base is None else base, MISSING if was_told else ""
     if base is not None and not was_told:
-        return (None, current, "") if isfinite(current * scale) else (None, base, IMPOSSIBLE)
+        return (None, current, "") if abs(current) < COUNT_MAX else (None, base, IMPOSSIBLE)
     if base is None or (integral and current < base):
         base = 0.0  # a collector's own sums fall only where they begin anew
     if base * NOISE <= current < base:
         current = base  # the same sum in another order
     if current < base:
         return None, base, BACKWARDS
-    if current * scale - base * scale < INTEGER_MAX:
+    if current < COUNT_MAX and current * scale - base * scale < INTEGER_MAX:
         return round(current * scale) - round(base * scale), current, ""
     return None, base, IMPOSSIBLE
 
@@ -81,10 +81,11 @@ def differences(
             and current is not None
             and base is not None
             and base <= current
-            and (now := current * scale) - (was := base * scale) < INTEGER_MAX
+            and base >= 0
+            and (now := current * scale) < INTEGER_MAX
         ):
             # nearly all of them, nearly always: as `difference` has it; an UNASKED one compares false
-            counted = round(now) - round(was)
+            counted = round(now) - round(base * scale)
         else:
             # where counting began anew the old value means nothing; a family that was not there had counted nothing
             is_anew = is_new_session if integral else reset

@@ -220,8 +220,8 @@ def _judged(interval: Interval, target: str, previous: State, reading: Reading) 
             flags |= IDENTITY_OK
         elif identity.state is Identity.BROKEN:
             flags |= IDENTITY_BROKEN
-            span = (interval.start_ns, interval.end_ns)
-            findings.append(Finding("identity_broken", "error", target, *span, identity.message))
+            message = f"from {utc_text(interval.start_ns)} on: {identity.message}"
+            findings.append(Finding("identity_broken", "error", target, *_hour_of(interval.start_ns), message))
     return interval._replace(flags=flags), findings
 
 
@@ -301,15 +301,18 @@ def _has_dropped(previous: State, reading: Reading, *, reset: bool) -> bool:
     return now > before
 
 
-def _lower_bound(target: str, at_ns: int) -> Finding:
-    """Of the whole hour, so that an hour in which a cache loses events all the time has one finding."""
+def _hour_of(at_ns: int) -> tuple[int, int]:
+    """The hour of an instant: what goes on being wrong has one finding an hour, for the ledger keeps a span once."""
     hour_ns = at_ns - at_ns % _HOUR_NS
+    return hour_ns, hour_ns + _HOUR_NS
+
+
+def _lower_bound(target: str, at_ns: int) -> Finding:
     return Finding(
         "cache_events_dropped",
         "warning",
         target,
-        hour_ns,
-        hour_ns + _HOUR_NS,
+        *_hour_of(at_ns),
         "LMCache has dropped events before it counted them: its tokens of this hour are a lower bound; it is short of "
         "CPU, give it more",
     )

@@ -55,6 +55,8 @@ def test_counters_together_come_to_what_each_comes_to_alone(kind: str, data: st.
         (5.0, -math.inf, None, 5.0, BACKWARDS),
         (5.0, math.inf, None, 5.0, IMPOSSIBLE),
         (5.0, 2.0**63 + 4096, None, 5.0, IMPOSSIBLE),
+        (1e300, 1e300, None, 1e300, IMPOSSIBLE),
+        (2.0**63, 7.0, None, 7.0, ""),
         (UNASKED, 7.0, None, 7.0, ""),
         (math.inf, 7.0, None, 7.0, ""),
     ],

@@ -8,7 +8,7 @@ import pytest
 from tests.ledgers import HOUR, SECOND, SKU, START, Deployment, FakeEngine, FakeGpu, new_ledger, rate, reader_of
 
 from kvtally.agent.accounts import Payment, Window
-from kvtally.agent.finding import Finding
+from kvtally.agent.finding import Finding, utc_text
 from kvtally.agent.grouping import default_window, finding_json
 from kvtally.agent.rate_file import packaged_rates
 from kvtally.agent.rates import RateBook
@@ -163,8 +163,9 @@ def test_an_identity_that_is_broken_is_a_finding_with_the_numbers(tmp_path: Path
 
     report = report_of(tmp_path, [engine], work=work)
     (finding,) = (finding for finding in report.findings if finding.kind == "identity_broken")
-    assert (finding.start_ns, finding.end_ns) == (START + 20 * SECOND, START + 40 * SECOND)
+    assert (finding.start_ns, finding.end_ns) == (START, START + HOUR)
     assert finding.target == "engine/127.0.0.1:8000/0"
+    assert finding.message.startswith(f"from {utc_text(START + 20 * SECOND)} on: ")
     assert "1000 + 507 + 0 = 1507, not 1500" in finding.message
     tokens = only(report)["tokens"]
     assert (tokens["prompt"], tokens["computed"], tokens["cached"]["hbm"]) == (
