@@ -19,6 +19,7 @@ from kvtally.agent.check.verdict import Asked, Bound, Budget, Check, Found, mone
 from kvtally.agent.config import Config
 from kvtally.agent.replica import About
 from kvtally.agent.settlement import settle_hours
+from kvtally.agent.states import STATES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +49,7 @@ def units(total: str | None, output: str | None = "9.000000000") -> dict[str, An
 GROUP: dict[str, Any] = {
     "by": {"model": "llama-8b"},
     "tokens": {"prompt": 100_000, "computed": 40_000, "generated": 20_000},
-    "engine_seconds": {"occupied": 2400.0, "idle": 1200.0},
+    "engine_seconds": {"occupied": 2400.0, "idle": 1200.0, "asleep": 0.0, "warm_up": 0.0, "unallocated": 0.0},
     "cost": {
         "total": "3.000000000",
         "of_which": {"idle": "0.900000000", "asleep": "0.100000000", "warm_up": ZERO, "unallocated": ZERO},
@@ -232,7 +233,8 @@ def test_gpus_that_no_engine_held_are_told_once_whatever_the_budgets() -> None:
 
 
 def test_an_engine_that_idled_is_not_taken_for_gpus_that_nobody_held() -> None:
-    idle = {"engine_seconds": {"occupied": 0.0, "idle": 3600.0}, "cost_per_million": FREE["cost_per_million"]}
+    seconds = {**GROUP["engine_seconds"], "occupied": 0.0, "idle": 3600.0}
+    idle = {"engine_seconds": seconds, "cost_per_million": FREE["cost_per_million"]}
     told = cost(group(**idle, tokens=FREE["tokens"]))
     one = only(budgets(Asked(budgets=(Budget(Decimal(1)),)), told))
     assert (one.state, one.message.partition(",")[0]) == ("unknown", "no tokens in the window")
@@ -472,6 +474,42 @@ def test_coverage_fails_below_its_bound_and_says_why(least: float, state: str) -
     one = only(coverage(Asked(coverage_min=least), told))
     assert (one.state, one.found, one.bound) == (state, Found(0.95, "share"), Bound("at_least", least))
     assert ("no kvtally ran" in one.message) is (state == "failed")
+
+
+def seconds_of(**states: float) -> dict[str, Any]:
+    return {**GROUP["engine_seconds"], **dict.fromkeys(STATES, 0.0), **states}
+
+
+def failed_for(seconds: int, target: str = "engine:a") -> dict[str, str]:
+    end = f"2026-11-23T04:{seconds // 60:02}:{seconds % 60:02}.000Z"
+    return {**finding("scrapes_failed", "info", target, f"for {seconds} s"), "start": SPAN["start"], "end": end}
+
+
+@pytest.mark.parametrize(
+    ("failed", "by", "states", "share"),
+    [
+        # a restart: 60 s of it loading, all of them asked for in vain
+        (failed_for(90), {"model": "m"}, {"occupied": 240.0, "warm_up": 60.0}, 1.0),
+        # the engine did not restart: 60 s are not watched
+        (failed_for(90), {"model": "m"}, {"occupied": 300.0}, 0.8),
+        # kvtally did not run for most of it
+        (failed_for(30), {"model": "m"}, {"occupied": 200.0, "warm_up": 60.0, "unallocated": 40.0}, 0.9),
+        (failed_for(90), {"replica": "a/0"}, {"occupied": 240.0, "warm_up": 60.0}, 1.0),
+        (failed_for(90, "engine:ab"), {"replica": "a/0"}, {"occupied": 240.0, "warm_up": 60.0}, 0.8),
+    ],
+)
+def test_the_time_in_which_an_engine_is_down_or_starts_is_not_missed(
+    failed: dict[str, str], by: dict[str, str], states: dict[str, float], share: float
+) -> None:
+    told = cost(group(by=by, coverage=0.8, engine_seconds=seconds_of(**states)), findings=(failed,))
+    one = only(coverage(Asked(coverage_min=0.95), told))
+    assert (one.state, one.found) == ("ok" if share == 1 else "failed", Found(share, "share"))
+    assert ("down or starting" in one.message) is (share > 0.8)
+
+
+def test_what_lasted_longest_is_the_reason_for_what_was_not_watched() -> None:
+    told = cost(group(coverage=0.5), findings=(failed_for(20), failed_for(45), failed_for(30)))
+    assert only(coverage(Asked(), told)).message.endswith(": for 45 s")
 
 
 def test_an_engine_that_was_never_watched_has_no_coverage() -> None:

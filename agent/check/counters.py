@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kvtally.agent.check.verdict import Bound, Check, Found, is_unheld, said
+from kvtally.agent.check.verdict import Bound, Check, Found, is_unheld, of_group, said, span_seconds
 from kvtally.agent.finding import plural
 from kvtally.agent.interval import BACKWARDS, IMPOSSIBLE
+from kvtally.agent.states import STATES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -148,8 +149,11 @@ def coverage(asked: Asked, cost: Mapping[str, Any]) -> Iterator[Check]:
         if share is None:
             yield Check("coverage", by, "unknown", "no time of an engine in the window", "", None, bound)
             continue
+        away, total = _away(group, cost["findings"]), sum(group["engine_seconds"][state] for state in STATES)
+        share = min(1.0, round(share + away / total, 6)) if away else share
         found = Found(share, "share")
         message = f"{share:.1%} of the engines' time was watched"
+        message += f", but for {away:,.0f} s in which they were down or starting" if away else ""
         if share >= asked.coverage_min:
             yield Check("coverage", by, "ok", message, "", found, bound, "MEASURED")
             continue
@@ -157,6 +161,14 @@ def coverage(asked: Asked, cost: Mapping[str, Any]) -> Iterator[Check]:
         message += f", less than {asked.coverage_min:.1%}" + (f": {why}" if why else "")
         hint = "`kvtally run` has to run all the time and reach every engine: `kvtally doctor`"
         yield Check("coverage", by, "failed", message, "", found, bound, "MEASURED", hint)
+
+
+def _away(group: Mapping[str, Any], findings: Sequence[Mapping[str, str]]) -> float:
+    """Seconds in which nothing could be watched: kvtally asked, and an engine was down or starting."""
+    seconds, share = group["engine_seconds"], group["coverage"]
+    asked = sum(span_seconds(one) for one in of_group(findings, ("scrapes_failed",), group["by"]))
+    missing = (1 - share) * sum(seconds[state] for state in STATES)
+    return float(min(asked, missing, seconds["warm_up"] + seconds["unallocated"]))
 
 
 def sources(seen: Seen) -> Iterator[Check]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -124,10 +125,25 @@ def is_unheld(group: Mapping[str, Any]) -> bool:
 
 
 def said(findings: Iterable[Mapping[str, str]], kinds: Iterable[str], by: Mapping[str, str | None]) -> str:
-    """The message of the first finding of these kinds that may be the group's; "" if there is none."""
+    """The message of the longest finding of these kinds that may be the group's; "" if there is none."""
+    found = of_group(findings, kinds, by)
+    return max(found, key=span_seconds)["message"] if found else ""
+
+
+def of_group(
+    findings: Iterable[Mapping[str, str]], kinds: Iterable[str], by: Mapping[str, str | None]
+) -> list[Mapping[str, str]]:
+    """Findings of these kinds that may be the group's: of any engine, unless it is one replica's."""
     wanted, replica = set(kinds), by.get("replica")
-    for one in findings:
-        about = one["target"].removeprefix("engine/")
-        if one["kind"] in wanted and (replica is None or about in {"", replica}):
-            return one["message"]
-    return ""
+    return [one for one in findings if one["kind"] in wanted and (replica is None or _is_of(one["target"], replica))]
+
+
+def _is_of(target: str, replica: str) -> bool:
+    """Whether a target is a replica (engine/HOST:PORT/RANK), its page (engine:HOST:PORT) or the whole ledger."""
+    page = target.removeprefix("engine:")
+    return target in {"", f"engine/{replica}"} or (page != target and f"{replica}/".startswith(f"{page}/"))
+
+
+def span_seconds(finding: Mapping[str, str]) -> float:
+    """How long what was found lasted."""
+    return (datetime.fromisoformat(finding["end"]) - datetime.fromisoformat(finding["start"])).total_seconds()
