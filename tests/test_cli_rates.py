@@ -120,6 +120,18 @@ def test_a_rate_that_is_there_already_is_not_added_again(kvtally: Call, demo_led
     assert rows(url, "SELECT count(*) FROM rate") == before
 
 
+def test_a_product_that_no_gpu_of_the_ledger_is_gets_a_note(kvtally: Call, demo_ledger: str, tmp_path: Path) -> None:
+    url = copied(demo_ledger, tmp_path)
+    words = ("--unit", "gpu-hour", "--from", "2026-01-01", "--ledger", url)
+    wrong = kvtally("rates", "add", "gpu", "2.10", "--sku", "NVIDIA H100", *words)
+    assert wrong.status == 0
+    assert wrong.err.splitlines()[1] == (
+        """note: no GPU of this ledger is a "NVIDIA H100": it has 'NVIDIA H100 80GB HBM3'"""
+    )
+    assert "note" not in kvtally("rates", "add", "gpu", "2.10", "--sku", "NVIDIA H100 80GB HBM3", *words).err
+    assert "note" not in kvtally("rates", "add", "gpu", "2.11", *words).err
+
+
 def test_settled_hours_that_a_rate_concerns_get_a_revision_beside_the_old(kvtally: Call, tmp_path: Path) -> None:
     path = new_ledger(tmp_path)
     tell_story(path)  # 04:10 to 08:15, two engines and three GPUs

@@ -13,7 +13,7 @@ from kvtally.agent.finding import plural
 from kvtally.agent.price import Basis, Resource, Term
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from kvtally.agent.ledger.read import LedgerReader
     from kvtally.agent.price import Rate
@@ -162,6 +162,18 @@ def _refuse_another_currency(reader: LedgerReader, known: Mapping[int, Rate], cu
         raise RateError("currency", f"this ledger holds charges in another: begin a new ledger for {currency}")
 
 
+def _unused(reader: LedgerReader, new: Sequence[Rate]) -> Iterator[str]:
+    """What to say of products that no GPU of the ledger is: a name that is a letter off would be no price at all."""
+    from kvtally.agent.facts import product_of
+
+    targets = [one.attributes.get("sku", "") for one in reader.targets().values() if one.kind == "gpu"]
+    products = sorted({product_of(sku) for sku in targets if sku})
+    if products:
+        for sku in dict.fromkeys(rate.sku for rate in new if rate.resource == "gpu" and rate.sku):
+            if sku not in products:
+                yield f'no GPU of this ledger is a "{sku}": it has {", ".join(f"{one!r}" for one in products)}'
+
+
 def _keep(new: Sequence[Rate], ledger: str | None, config_path: str | None) -> None:
     from kvtally.agent.accounts import Payment
     from kvtally.agent.book import book_of, keep_rates
@@ -182,6 +194,8 @@ def _keep(new: Sequence[Rate], ledger: str | None, config_path: str | None) -> N
         reader.add_rates(fresh)
         for rate in new:
             click.echo(f"{'added' if rate in fresh else 'was there'}: {rate_text(rate)}", err=True)
+        for line in _unused(reader, new):
+            click.echo(f"note: {line}", err=True)
         if fresh:
             payment = Payment(config.rates.term, config.rates.site)
             done, aged = settle_again(
