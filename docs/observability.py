@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvtally.agent.export.metrics import METRICS, OPENCOST
+from kvtally.agent.export.metrics import DISK_READ, METRICS, OPENCOST
 from kvtally.agent.health import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from kvtally.agent.export.metrics import Metric
 
 INTRODUCTION = """\
 # Prometheus and OpenTelemetry
@@ -42,7 +44,8 @@ scrape_configs:
 health of that moment. The ledger's figures on it are up to `refresh_seconds` (60) old, and are worked out only \
 while somebody asks: the first scrape after five minutes of silence shows those of then, or none where they are \
 older than 15 minutes, and the first after a start shows kvtally's own health alone. \
-`kvtally_snapshot_age_seconds` says how old they are. A ledger so large that it takes more \
+`kvtally_snapshot_age_seconds` says how old they are, and for how long kvtally runs where there are none yet. \
+Figures for `/metrics` and for a push are worked out one after the other. A ledger so large that it takes more \
 than 2 s of CPU is worked out so rarely that it takes a tenth of one core. `/-/healthy` answers 503 once nothing has \
 been read for 15 minutes; `/-/ready` answers 200 from the first tick that the ledger took, and stays so: a full disk \
 of the sidecar must not take its engine out of service. Whoever reaches the address reads what these engines cost; \
@@ -66,7 +69,13 @@ service: {pipelines: {metrics: {receivers: [otlp], exporters: [debug]}}}
 ```
 
 Nothing is pushed, and nothing of OpenTelemetry is loaded, where no endpoint is named. A push that fails is told in \
-the log and costs nothing else: there is no queue, since the next push carries the ledger's sums.
+the log and costs nothing else: there is no queue, since the next push carries the ledger's sums. A redirect is not \
+followed: the log says where it leads. Points that a backend rejects of a push that it takes are told with what it \
+says, and not sent again, as OTLP wants it.
+
+Lengths of time are whole milliseconds, as OpenTelemetry's specification has them. Its own exporters for Python take \
+`OTEL_EXPORTER_OTLP_TIMEOUT` for seconds; kvtally does not, so one environment says the same to every program that \
+keeps to the specification. A value that is out of its bounds is told at the start, and the default holds.
 
 """
 VARIABLES: tuple[tuple[str, str], ...] = (
@@ -74,9 +83,12 @@ VARIABLES: tuple[tuple[str, str], ...] = (
     ("OTEL_EXPORTER_OTLP_PROTOCOL, …_METRICS_PROTOCOL", "http/protobuf (default); grpc with `kvtally[grpc]`"),
     ("OTEL_EXPORTER_OTLP_HEADERS, …_METRICS_HEADERS", "Such as authorization=Bearer%20…"),
     (
-        "OTEL_EXPORTER_OTLP_TIMEOUT, …_COMPRESSION, …_CERTIFICATE, …_CLIENT_KEY, …",
-        "As OpenTelemetry's exporter has them",
+        "OTEL_EXPORTER_OTLP_TIMEOUT, …_METRICS_TIMEOUT",
+        "Milliseconds to wait for the backend, repetitions included, 100 to 300000 (0: as long as there is); 10000",
     ),
+    ("OTEL_METRIC_EXPORT_TIMEOUT", "Milliseconds that a push may take in all, 100 to 300000 (0: the longest); 30000"),
+    ("OTEL_EXPORTER_OTLP_CERTIFICATE, …_METRICS_CERTIFICATE", "Goes before REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE"),
+    ("OTEL_EXPORTER_OTLP_COMPRESSION, …_CLIENT_KEY, …", "As OpenTelemetry's exporter has them"),
     ("OTEL_METRIC_EXPORT_INTERVAL", "Milliseconds from one push to the next, a second to a day; 60000"),
     (
         "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
@@ -92,7 +104,9 @@ The resource is `service.name` kvtally, `service.version`, `host.name`, `service
 host: a restart begins no new series), and in a pod `k8s.namespace.name`, `k8s.pod.name` and `k8s.node.name`. Two \
 kvtallys on one host need a `service.instance.id` each, in OTEL_RESOURCE_ATTRIBUTES. Attributes of points: \
 `gen_ai.request.model`, `k8s.cluster.name`, `k8s.namespace.name`, `hw.id`, `hw.model` and `hw.type` where a label \
-below is one of those, else the label's name behind `kvtally.`.
+below is one of those, else the label's name behind `kvtally.`. Bytes read from a whole disk are `system.disk.io` with \
+`system.device` and `disk.io.direction`, as in the semantic conventions; those of a mount or a cgroup, which have no \
+name there, are `kvtally.filesystem.read`.
 
 Sums are cumulative from the hour in which the ledger begins, whichever process pushes them: a restart of kvtally is \
 no reset. For deltas, what was sent last is kept beside the ledger (`ledger.db.otlp`), and renewed by a push that \
@@ -147,7 +161,7 @@ def page() -> str:
     ]
     opencost = [(f"`{one.prometheus}`", _listed(one.labels), one.meaning) for one in OPENCOST.values()]
     names = [
-        (f"`{one.prometheus}`", f"`{one.otel}`", f"`{one.unit}`", one.type, _listed(one.labels), one.meaning)
+        (f"`{one.prometheus}`", _otel(one), f"`{one.unit}`", one.type, _listed(one.labels), one.meaning)
         for one in METRICS.values()
     ]
     return "".join(
@@ -162,6 +176,11 @@ def page() -> str:
             _table(("Prometheus", "type", "labels", "meaning"), own),
         )
     )
+
+
+def _otel(one: Metric) -> str:
+    is_read = one.prometheus == DISK_READ.prometheus
+    return f"`{one.otel}`, of a disk `{DISK_READ.otel}`" if is_read else f"`{one.otel}`"
 
 
 def _listed(labels: Sequence[str]) -> str:

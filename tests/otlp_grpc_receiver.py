@@ -18,19 +18,22 @@ if TYPE_CHECKING:
 
 
 class OtlpGrpcReceiver(MetricsServiceServicer):
-    """Takes every push."""
+    """Takes every push; `rejected` is how many points it says that it left out, and why."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.pushes: list[Push] = []
+        self.rejected = (0, "")
         self._server = grpc.server(ThreadPoolExecutor(max_workers=1))
         add_MetricsServiceServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]  # generated code
-        self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         self._server.start()
 
     def Export(self, request: Any, context: Any) -> ExportMetricsServiceResponse:  # noqa: N802  # the service's name
         headers = {pair.key: str(pair.value) for pair in context.invocation_metadata()}
         self.pushes.append(Push("Export", headers, request))
-        return ExportMetricsServiceResponse()
+        message = ExportMetricsServiceResponse()
+        message.partial_success.rejected_data_points, message.partial_success.error_message = self.rejected
+        return message
 
     def close(self) -> None:
         self._server.stop(grace=None).wait()

@@ -16,6 +16,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from ssl import SSLContext
     from typing import Self
 
 
@@ -66,14 +67,27 @@ def _attributes(pairs: Any) -> dict[str, str]:
 
 
 class OtlpReceiver:
-    """Takes every push, or answers with `status`."""
+    """Takes every push, or answers with `status`.
 
-    def __init__(self, port: int = 0) -> None:
+    location    where the answer says that the place is now
+    rejected    how many points it says that it left out, and why
+    body        what it answers in the place of a message
+    trickles    how many seconds pass between two bytes of its answer, which does not end while it is open
+    """
+
+    def __init__(self, port: int = 0, context: SSLContext | None = None) -> None:
         self.pushes: list[Push] = []
         self.status = 200
+        self.location = ""
+        self.rejected = (0, "")
+        self.body: bytes | None = None
+        self.trickles: float | None = None
+        self.is_closed = threading.Event()
         self._server = _Server(("127.0.0.1", port), self)
+        if context is not None:
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
-        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.endpoint = f"{'http' if context is None else 'https'}://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
 
@@ -82,6 +96,7 @@ class OtlpReceiver:
         return [point.value for point in self.pushes[-1].points(metric)]
 
     def close(self) -> None:
+        self.is_closed.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -94,6 +109,8 @@ class OtlpReceiver:
 
 
 class _Server(ThreadingHTTPServer):
+    daemon_threads = True  # one that trickles need not be waited for
+
     def __init__(self, address: tuple[str, int], receiver: OtlpReceiver) -> None:
         self.receiver = receiver
         super().__init__(address, _Handler)
@@ -107,11 +124,17 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers["Content-Encoding"] == "gzip":
             body = gzip.decompress(body)
         receiver = self.server.receiver
+        while receiver.trickles is not None and not receiver.is_closed.wait(receiver.trickles):
+            self.wfile.write(b"H")
         if receiver.status == 200:
             headers = {name.lower(): value for name, value in self.headers.items()}
             receiver.pushes.append(Push(self.path, headers, ExportMetricsServiceRequest.FromString(body)))
-        answer = ExportMetricsServiceResponse().SerializeToString()
+        message = ExportMetricsServiceResponse()
+        message.partial_success.rejected_data_points, message.partial_success.error_message = receiver.rejected
+        answer = message.SerializeToString() if receiver.body is None else receiver.body
         self.send_response(receiver.status)
+        if receiver.location:
+            self.send_header("Location", receiver.location)
         self.send_header("Content-Type", "application/x-protobuf")
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()

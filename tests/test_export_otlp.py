@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 from tests.command_line import copied
 from tests.ledgers import HOUR, SECOND, START, Deployment, FakeEngine, new_ledger, url_of
@@ -16,15 +18,9 @@ from tests.otlp_receiver import OtlpReceiver, free_port
 from kvtally import __version__
 from kvtally.agent.export.figures import Figure, Snapshot
 from kvtally.agent.export.last_sent import Kept, LastSent
-from kvtally.agent.export.metrics import METRICS
-from kvtally.agent.export.otlp import (
-    ExporterMissing,
-    exporter_of,
-    key_of,
-    metrics_data,
-    push_snapshot,
-    resource_of,
-)
+from kvtally.agent.export.metrics import DISK_READ, METRICS
+from kvtally.agent.export.otlp import key_of, metrics_data, push_snapshot, resource_of
+from kvtally.agent.export.otlp_exporter import ExporterMissing, exporter_of
 from kvtally.agent.replica import About
 
 if TYPE_CHECKING:
@@ -138,7 +134,7 @@ def test_counters_are_cumulative_monotone_sums_since_the_ledger_began_and_the_re
     before_ns = time.time_ns()
     kvtally("export", "otlp", "--ledger", demo_ledger)
     (push,) = endpoint.pushes
-    by_name = {metric.otel: metric for metric in METRICS.values()}
+    by_name = {metric.otel: metric for metric in (*METRICS.values(), DISK_READ)}
     assert {"kvtally.generated.tokens", "kvtally.savings.amount", "hw.energy"} <= push.metrics.keys() <= by_name.keys()
     for name, shown in push.metrics.items():
         about = by_name[name]
@@ -168,6 +164,31 @@ def test_attributes_have_the_names_of_the_semantic_conventions_where_there_are_a
     }
     costs = push.points("kvtally.ledger.cost")
     assert {point.attributes["kvtally.currency"] for point in costs} == {"USD"}
+
+
+def test_the_bytes_of_a_disk_are_told_as_the_conventions_have_them_and_those_of_a_mount_on_it_are_not_added(
+    tmp_path: Path, endpoint: OtlpReceiver
+) -> None:
+    def read(name: str, source: str, side: str, value: int) -> Figure:
+        return Figure("filesystem_bytes", {"filesystem": name, "source": source, "side": side}, value)
+
+    figures = (
+        read("nvme0n1", "diskstats", "device", 4096),
+        read("/kv (nvme0n1)", "diskstats", "device", 1024),
+        read("cgroup:/engine", "cgroup", "device", 512),
+        read("/kv", "nfs mountstats", "app", 256),
+    )
+    assert sent(snapshot_of(*figures), f"sqlite:///{tmp_path / 'ledger.db'}", {})
+    (push,) = endpoint.pushes
+    (disk,) = push.points("system.disk.io")
+    assert (disk.value, disk.attributes) == (4096, {"system.device": "nvme0n1", "disk.io.direction": "read"})
+    assert (push.metrics["system.disk.io"].unit, push.metrics["system.disk.io"].sum.is_monotonic) == ("By", True)
+    assert [point.value for point in push.points("kvtally.filesystem.read")] == [1024, 512, 256]
+
+
+def test_no_metric_has_the_name_of_anothers_namespace() -> None:
+    names = {metric.otel for metric in (*METRICS.values(), DISK_READ)}
+    assert [name for name in names if any(other.startswith(f"{name}.") for other in names)] == []
 
 
 def test_a_ledger_without_intervals_sends_nothing(kvtally: Call, tmp_path: Path, endpoint: OtlpReceiver) -> None:
@@ -208,12 +229,144 @@ def test_a_backend_that_is_not_there_is_told_within_the_timeout(
 ) -> None:
     with free_port() as port:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")  # a second attempt fits in: the first one's fault is told
+        monkeypatch.setenv(
+            "OTEL_EXPORTER_OTLP_TIMEOUT", "2000"
+        )  # a second attempt fits in: the first one's fault is told
         ran = kvtally("export", "otlp", "--ledger", demo_ledger)
     assert ran.status == 3
     assert "refused" in ran.err
     assert ran.err.count("\n") == 1
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_no_push_and_says_where_it_leads(
+    status: int, kvtally: Call, growing: Growing, endpoint: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PREFERENCE, "delta")
+    endpoint.status, endpoint.location = status, f"{endpoint.endpoint}/elsewhere"
+    ran = kvtally("export", "otlp", "--ledger", growing.url)
+    assert ran.status == 3
+    assert str(status) in ran.err
+    assert f", Location: {endpoint.endpoint}/elsewhere (no redirect is followed)" in ran.err
+    endpoint.status, endpoint.location = 200, ""
+    growing.grow()
+    assert kvtally("export", "otlp", "--ledger", growing.url).status == 0
+    assert endpoint.values("kvtally.generated.tokens") == [21]
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_points_that_the_backend_rejects_are_told_and_not_sent_again(
+    protocol: str, kvtally: Call, growing: Growing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PREFERENCE, "delta")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    with OtlpReceiver() if protocol == "http/protobuf" else OtlpGrpcReceiver() as other:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", other.endpoint)
+        other.rejected = (7, "seven are\n\x1b[31mbad")
+        ran = kvtally("export", "otlp", "--ledger", growing.url)
+        (push,) = other.pushes
+        points = sum(len(push.points(name)) for name in push.metrics)
+        assert (ran.status, ran.err) == (3, f"the backend rejected 7 of {points} points: seven are [31mbad\n")
+        other.rejected = (0, "deltas are out of fashion")
+        growing.grow()
+        ran = kvtally("export", "otlp", "--ledger", growing.url)
+        assert (ran.status, ran.err) == (0, f"{points} points sent; the backend says: deltas are out of fashion\n")
+        assert [one.points("kvtally.generated.tokens")[0].value for one in other.pushes] == [14, 7]
+
+
+@pytest.mark.parametrize("body", [b"", b"ok", b'{"partialSuccess":{}}', b"\xff" * 9])
+def test_a_backend_that_answers_with_no_message_has_taken_them(
+    body: bytes, kvtally: Call, demo_ledger: str, endpoint: OtlpReceiver
+) -> None:
+    endpoint.body = body
+    ran = kvtally("export", "otlp", "--ledger", demo_ledger)
+    assert (ran.status, ran.err.split(" ", 1)[1]) == (0, "points sent\n")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OTEL_EXPORTER_OTLP_TIMEOUT": "200"},
+        {"OTEL_EXPORTER_OTLP_TIMEOUT": "60000", "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "200"},
+        {"OTEL_METRIC_EXPORT_TIMEOUT": "200"},
+    ],
+)
+def test_a_backend_that_hangs_is_given_up_after_so_many_milliseconds(
+    variables: dict[str, str],
+    kvtally: Call,
+    demo_ledger: str,
+    endpoint: OtlpReceiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    endpoint.trickles = 600
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    ran = kvtally("export", "otlp", "--ledger", demo_ledger)
+    assert (ran.status, ran.err.count("\n")) == (3, 1)
+    assert "timeout" in ran.err
+    assert endpoint.pushes == []
+
+
+def test_an_answer_that_comes_byte_by_byte_ends_with_the_time_of_a_push(
+    kvtally: Call, demo_ledger: str, endpoint: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvtally.agent.export.otlp._GRACE_SECONDS", 0.0)
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_TIMEOUT", "500")
+    endpoint.trickles = 0.05
+    ran = kvtally("export", "otlp", "--ledger", demo_ledger)
+    assert (ran.status, ran.err) == (3, "the backend did not take them: it was not done within 0.5 s\n")
+
+
+def test_a_timeout_that_is_no_number_stops_no_exporter_and_is_told(
+    kvtally: Call, demo_ledger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "10s")
+    for protocol, kind in (("http/protobuf", OtlpReceiver), ("grpc", OtlpGrpcReceiver)):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+        with kind() as other:
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", other.endpoint)
+            ran = kvtally("export", "otlp", "--ledger", demo_ledger)
+            assert (ran.status, len(other.pushes)) == (0, 1)
+        fault, told = ran.err.splitlines()
+        assert fault.startswith("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT=10s is no whole number of milliseconds")
+        assert told.endswith("points sent")
+    assert os.environ["OTEL_EXPORTER_OTLP_METRICS_TIMEOUT"] == "10s"
+
+
+def test_the_certificate_that_is_named_for_otlp_goes_before_those_for_all_hosts(
+    kvtally: Call, demo_ledger: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    named, other = trustme.CA(), trustme.CA()
+    for authority, name in ((named, "named.pem"), (other, "other.pem")):
+        authority.cert_pem.write_to_path(str(tmp_path / name))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    named.issue_cert("127.0.0.1").configure_cert(context)
+    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.setenv(variable, str(tmp_path / "other.pem"))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1500")
+    with OtlpReceiver(context=context) as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        assert kvtally("export", "otlp", "--ledger", demo_ledger).status == 3
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(tmp_path / "named.pem"))
+        assert kvtally("export", "otlp", "--ledger", demo_ledger).status == 0
+        assert len(receiver.pushes) == 1
+        # where none is named, those of all hosts hold
+        monkeypatch.delenv("OTEL_EXPORTER_OTLP_CERTIFICATE")
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "named.pem"))
+        assert kvtally("export", "otlp", "--ledger", demo_ledger).status == 0
+
+
+def test_what_counts_things_is_a_whole_number_in_every_push(tmp_path: Path, endpoint: OtlpReceiver) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    for tokens, seconds in ((100, 2.5), (130, 4.0)):
+        watched = Figure("watched_seconds", {"replica": "a"}, seconds)
+        assert sent(snapshot_of(generated(tokens), watched), url, DELTAS)
+    for push, numbers in zip(endpoint.pushes, ((100, 2.5), (30, 1.5)), strict=True):
+        (count,) = push.metrics["kvtally.generated.tokens"].sum.data_points
+        (time_taken,) = push.metrics["kvtally.watched.time"].sum.data_points
+        assert (count.WhichOneof("value"), time_taken.WhichOneof("value")) == ("as_int", "as_double")
+        assert (count.as_int, time_taken.as_double) == numbers
 
 
 def test_deltas_are_what_was_counted_since_the_last_push_that_was_taken(
@@ -411,7 +564,7 @@ def test_a_backend_of_grpc_that_is_not_there_is_told_within_the_timeout(
     kvtally: Call, demo_ledger: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1000")
     with free_port() as port:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
         ran = kvtally("export", "otlp", "--ledger", demo_ledger)
@@ -425,6 +578,7 @@ def test_a_protocol_that_is_not_installed_says_what_to_install(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delitem(sys.modules, "kvtally.agent.export.otlp_grpc", raising=False)  # an earlier test loaded it
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.metric_exporter", None)
     ran = kvtally("export", "otlp", "--ledger", demo_ledger)
     assert ran.status == 2
@@ -451,7 +605,7 @@ def test_metrics_have_a_protocol_of_their_own_and_one_that_is_not_known_is_refus
         general | {"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "http/protobuf"},
         {"OTEL_EXPORTER_OTLP_PROTOCOL": ""},
     ):
-        exporter = exporter_of(environ)
+        exporter = exporter_of(environ).sends
         assert type(exporter).__module__.startswith("opentelemetry.exporter.otlp.proto.http")
         exporter.shutdown()
 

@@ -21,7 +21,7 @@ from kvtally.agent import exporting
 from kvtally.agent.child import Child
 from kvtally.agent.config import Config
 from kvtally.agent.config_tables import Export, Otlp, Prometheus
-from kvtally.agent.exporting import CHILD_SECONDS_MAX, IDLE_SECONDS, Exporting, otlp_interval
+from kvtally.agent.exporting import CHILD_SECONDS_MAX, IDLE_SECONDS, Exporting
 from kvtally.agent.health import Health
 from kvtally.agent.log import Log
 from kvtally.agent.metrics_server import Figures, packed
@@ -117,6 +117,14 @@ def page(exporting: Exporting) -> str:
 def open_files() -> int:
     """How many this process has."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def wait_for_end(job: exporting._Job) -> None:
+    """Wait until the child of a job has ended, which the job has yet to see."""
+    assert job._child is not None
+    pid = job._child._pid
+    assert pid is not None
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def asked(exporting: Exporting, at: float) -> None:
@@ -265,41 +273,6 @@ def test_no_file_is_left_open_however_a_child_ends(bench: Bench) -> None:
 # when is pushed
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "environ", "seconds"),
-    [
-        ("", {}, None),
-        ("http://127.0.0.1:4318", {}, 60),
-        ("", ENDPOINT, 60),
-        ("", {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://127.0.0.1:4318/v1/metrics"}, 60),
-        ("", {"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, None),
-        ("", {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:4318"}, None),
-        ("", ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "15000"}, 15),
-        ("", ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "1000"}, 1),
-        ("", ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "999"}, 60),
-        ("", ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "0"}, 60),
-        ("", ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "-5"}, 60),
-        ("", ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "nan"}, 60),
-        ("", ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "inf"}, 60),
-        ("", ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "often"}, 60),
-        ("", ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": ""}, 60),
-        ("", ENDPOINT | {"OTEL_SDK_DISABLED": "true"}, None),
-        ("", ENDPOINT | {"OTEL_SDK_DISABLED": " TRUE "}, None),
-        ("", ENDPOINT | {"OTEL_SDK_DISABLED": "1"}, 60),  # the specification: true alone is true
-        ("", ENDPOINT | {"OTEL_SDK_DISABLED": "false"}, 60),
-        ("", ENDPOINT | {"OTEL_METRICS_EXPORTER": "none"}, None),
-        ("", ENDPOINT | {"OTEL_METRICS_EXPORTER": "prometheus"}, None),
-        ("", ENDPOINT | {"OTEL_METRICS_EXPORTER": "console, otlp"}, 60),
-        ("", ENDPOINT | {"OTEL_METRICS_EXPORTER": ""}, 60),
-        ("http://127.0.0.1:4318", {"OTEL_METRICS_EXPORTER": "none"}, None),
-    ],
-)
-def test_the_environment_says_whether_and_how_often_is_pushed(
-    endpoint: str, environ: dict[str, str], seconds: float | None
-) -> None:
-    assert otlp_interval(config_with("", endpoint), environ) == seconds
-
-
 def test_pushes_come_at_their_interval_whether_or_not_they_are_taken(bench: Bench) -> None:
     with bench.started(config_with(""), ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "20000"}) as exporting:
         bench.passes(exporting, 60)
@@ -308,7 +281,7 @@ def test_pushes_come_at_their_interval_whether_or_not_they_are_taken(bench: Benc
         bench.passes(exporting, 60)
         assert len(bench.calls()) == 6
     assert len(bench.lines) == 1  # the same complaint once a minute
-    assert "OTLP: not sent; the next push carries the same sums" in bench.lines[0]
+    assert "OTLP: not sent, or not whole; what was not sent is in the next push" in bench.lines[0]
     assert "the backend did not take them: refused" in bench.lines[0]
 
 
@@ -329,13 +302,29 @@ def test_a_last_push_that_hangs_holds_up_the_end_for_a_bounded_time(
     with bench.started(config_with(""), ENDPOINT) as exporting:
         exporting.push_last()
         assert not exporting._otlp.is_running
+    (line,) = bench.lines
+    assert "OTLP: the last figures were not sent" in line
+    assert "the push took longer than 0.2 s" in line
+
+
+def test_a_page_and_a_push_never_run_side_by_side_and_neither_waits_for_ever(bench: Bench) -> None:
+    """Both are due at every look: each takes longer than the other rests."""
+    bench.prints(packed(PAGES))
+    with bench.started(config_with(refresh=5), ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "1000"}) as exporting:
+        for _ in range(6):
+            asked(exporting, bench.now)
+            exporting.look()
+            (running,) = [job for job in (exporting._page, exporting._otlp) if job.is_running]
+            wait_for_end(running)
+            bench.now += 20
+    assert [call.split()[3] for call in bench.calls()] == ["page", "otlp"] * 3
 
 
 def test_what_nobody_understands_of_the_environment_is_told_at_the_start(bench: Bench) -> None:
     temporality = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
     with bench.started(config_with(""), ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "abc", temporality: "Deltas"}):
         pass
-    assert ["no number of milliseconds" in bench.lines[0], "cumulative holds" in bench.lines[1]] == [True, True]
+    assert ["no whole number of milliseconds" in bench.lines[0], "cumulative holds" in bench.lines[1]] == [True, True]
     with bench.started(config_with(""), ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "2000", temporality: "DELTA"}):
         pass
     assert len(bench.lines) == 2
@@ -419,7 +408,7 @@ def test_a_run_whose_backend_is_down_tells_it_keeps_its_ledger_and_sends_the_sum
         environment = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
             "OTEL_METRIC_EXPORT_INTERVAL": "1000",
-            "OTEL_EXPORTER_OTLP_TIMEOUT": "2",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "2000",
         }
         daemon = DaemonProcess(tmp_path, configured(engine, "")).start(**environment)
         stack.push(daemon)

@@ -74,7 +74,6 @@ def test_sources_that_come_and_go_do_not_fill_the_memory() -> None:
 
 def test_the_lag_is_the_age_of_the_newest_interval_that_was_written() -> None:
     health = Health("ledger.db")
-    assert ("kvtally_ledger_lag_seconds",) not in told(health)
     health.add([], tick(closed("engine", START), closed("gpu", START - SECOND)))
     health.add([], tick(error=LedgerError("disk full", "make room")))
     shown = told(health, START + 7 * SECOND)
@@ -82,6 +81,18 @@ def test_the_lag_is_the_age_of_the_newest_interval_that_was_written() -> None:
     assert (shown["kvtally_intervals", "engine"], shown["kvtally_intervals", "gpu"]) == (1, 1)
     assert shown["kvtally_failed_writes",] == 1
     assert told(health, START - SECOND)["kvtally_ledger_lag_seconds",] == 0  # a clock that was set back
+
+
+def test_what_never_came_is_as_old_as_this_process() -> None:
+    now = [100.0]
+    health = Health("ledger.db", lambda: now[0])
+    now[0] += 1800
+    health.add([], tick(error=LedgerError("disk full", "make room")))
+    shown = told(health)
+    assert (shown["kvtally_ledger_lag_seconds",], shown["kvtally_snapshot_age_seconds",]) == (1800, 1800)
+    health.add([], tick(closed("engine", START)))
+    shown = told(health, START + 7 * SECOND, age=12.5)
+    assert (shown["kvtally_ledger_lag_seconds",], shown["kvtally_snapshot_age_seconds",]) == (7, 12.5)
 
 
 def test_it_is_ready_with_the_first_tick_that_was_written_and_stays_so() -> None:

@@ -135,6 +135,11 @@ def test_figures_that_are_too_old_are_left_out_and_their_age_is_told(server: Met
         ("application/openmetrics-text;q=0", False),
         ("application/openmetrics-text;q=0.3, text/plain;q=0.4", False),
         ("application/openmetrics-text;q=x,text/plain", False),
+        ("text/plain,application/openmetrics-text", False),
+        ("application/openmetrics-text,text/plain", True),
+        ("text/plain;q=0.5,application/openmetrics-text;q=0.5", False),
+        ("text/plain;q=0,application/openmetrics-text;q=0", False),
+        ("text/plain;q=0.2,application/openmetrics-text;q=0.3,text/plain;q=0.3", False),
         (",;,;q=;=", False),
     ],
 )
@@ -203,9 +208,30 @@ def test_head_has_the_length_and_no_body(server: MetricsServer) -> None:
     assert body == b""
 
 
-def test_another_method_is_refused(server: MetricsServer) -> None:
-    for method in ("POST", "DELETE", "OPTIONS"):
-        assert got(server.port, method=method).status == 405
+def test_another_method_is_refused_and_told_which_are_not(server: MetricsServer) -> None:
+    for method in (b"POST", b"DELETE", b"OPTIONS"):
+        with closing(raw(server.port, method + b" /metrics HTTP/1.1\r\nHost: x\r\n\r\n")) as client:
+            head = everything(client).partition(b"\r\n\r\n")[0].split(b"\r\n")
+        assert head[0] == b"HTTP/1.0 405 Method Not Allowed"
+        assert b"Allow: GET, HEAD" in head
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://127.0.0.1:9478/-/healthy", b"200"),
+        (b"HTTP://kvtally.example/-/healthy?x=://", b"200"),
+        (b"https://kvtally.example/metrics?name[]=x", b"200"),
+        (b"http://kvtally.example", b"200"),
+        (b"http://kvtally.example/nothing", b"404"),
+        (b"ftp://kvtally.example/metrics", b"404"),
+        (b"/x?http://kvtally.example/metrics", b"404"),
+        (b"*", b"404"),
+    ],
+)
+def test_a_target_may_name_the_server_as_for_a_proxy(server: MetricsServer, target: bytes, status: bytes) -> None:
+    with closing(raw(server.port, b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")) as client:
+        assert everything(client).split()[1] == status
 
 
 @pytest.mark.parametrize(
