@@ -205,13 +205,15 @@ def test_range_all_reduce_and_overlap_change_what_they_should(kvtally: Call) -> 
     assert span["low"] == span["point"] == span["high"] == pytest.approx(20.04, abs=0.01)
 
 
+@pytest.mark.parametrize("columns", [80, 110])
 def test_the_answer_is_shown_as_a_table(
-    kvtally: Call, monkeypatch: pytest.MonkeyPatch, golden: Callable[[str, str], None]
+    columns: int, kvtally: Call, monkeypatch: pytest.MonkeyPatch, golden: Callable[[str, str], None]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "110")
+    monkeypatch.setenv("COLUMNS", str(columns))
     ran = kvtally(*SEVENTY, "--gpu-price", "2.70", "--prompt", "8k,128k", "--format", "table")
     assert (ran.status, ran.err) == (0, "")
-    golden("model-110.txt", ran.out)
+    golden(f"model-{columns}.txt", ran.out)
+    assert max(len(line) for line in ran.out.splitlines()) <= columns
 
 
 def test_the_curves_are_rows_of_figures(kvtally: Call) -> None:

@@ -14,6 +14,7 @@ from kvtally.agent.render.screen import Screen, Sheet, printable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_MEGA = 1e6
 _GIGA = 1e9
 _TERA = 1e12
 _PLACES_MAX = 9
@@ -61,7 +62,7 @@ def _head(screen: Screen, report: Mapping[str, Any]) -> None:
     model = report["model"]
     screen.say(
         Text(model["name"], style="bold"),
-        f" on {model['hardware']}: {model['parameters'] / _GIGA:,.1f} G parameters, "
+        f" on {model['hardware']}: {_parameters(model['parameters'])} parameters, "
         f"{count(model['kv_bytes_per_token'])} B of KV a token",
     )
     if "deployment" in report:
@@ -69,6 +70,10 @@ def _head(screen: Screen, report: Mapping[str, Any]) -> None:
         window = own["window"]
         screen.say(f"of the ledger: {', '.join(own['replicas'])}, {window['start']} to {window['end']}")
     screen.print()
+
+
+def _parameters(number: float) -> str:
+    return f"{number / _GIGA:,.1f} G" if number >= _GIGA / 10 else f"{number / _MEGA:,.1f} M"
 
 
 _TIERS = {"none": "", "hbm": "HBM", "outer": "outer", "both": "both", "unknown": "?"}
@@ -204,19 +209,24 @@ def _prompt(screen: Screen, prompt: Mapping[str, Any], report: Mapping[str, Any]
     tokens = f"{count(prompt['prompt_tokens'])} prompt tokens ({prompt['kv_bytes'] / _GIGA:,.2f} GB of KV)"
     basis = report["basis"]
     screen.say(f"{tokens}, seconds to first token by reuse, {basis['ttft']}", style="bold")
-    screen.sheet(_curves(prompt, "ttft_seconds"))
+    _curves(screen, prompt, "ttft_seconds")
     if basis["cost"]:
         screen.say(f"{tokens}, {report['currency']} per 100M tokens by reuse, {basis['cost']}", style="bold")
-        screen.sheet(_curves(prompt, "cost_per_100m_tokens"))
+        _curves(screen, prompt, "cost_per_100m_tokens")
 
 
-def _curves(prompt: Mapping[str, Any], key: str) -> Sheet:
+def _curves(screen: Screen, prompt: Mapping[str, Any], key: str) -> None:
+    """A figure for each backend and reuse, its range behind it, or below it where the terminal is narrow."""
     reuses = [point["reuse"] for point in prompt["curves"][0]["points"]]
-    sheet = Sheet("backend", *(f"{reuse:.4g} %" for reuse in (100 * reuse for reuse in reuses)))
+    beside, below = (Sheet("backend", *(f"{100 * reuse:.4g} %" for reuse in reuses)) for _ in range(2))
     for curve in prompt["curves"]:
-        figures = [point[key] for point in curve["points"]]
-        sheet.add(curve["backend"], *(_interval({end: float(text) for end, text in each.items()}) for each in figures))
-    return sheet
+        figures = [{end: float(text) for end, text in point[key].items()} for point in curve["points"]]
+        cells = [_interval(figure) for figure in figures]
+        beside.add(curve["backend"], *cells)
+        # 0.622 (0.496 to 0.834) takes two lines of half the width
+        halves = [cell.rstrip(")").replace(" to ", "-").partition(" (") for cell in cells]
+        below.add(curve["backend"], *(f"{point}\n{span}" if span else point for point, _, span in halves))
+    screen.sheet(beside if beside.least_width((), 0) <= screen.width else below)
 
 
 def _break_even(screen: Screen, report: Mapping[str, Any]) -> None:
@@ -235,8 +245,12 @@ def _break_even(screen: Screen, report: Mapping[str, Any]) -> None:
 
 def _stores(screen: Screen, report: Mapping[str, Any]) -> None:
     currency, lengths = report["currency"], [prompt["prompt_tokens"] for prompt in report["prompts"]]
-    screen.say(f"what holds the KV, and the reuses a month that pay for it ({report['basis']['cost']})", style="bold")
-    sheet = Sheet("store", "holds", currency, "for", "an hour", *(f"at {count(length)}" for length in lengths))
+    screen.say(
+        f"what holds the KV, and how often a month a prompt of so many tokens must be reused to pay for it "
+        f"({report['basis']['cost']})",
+        style="bold",
+    )
+    sheet = Sheet("store", "holds", currency, "over", f"{currency}/h", *(f"at {count(length)}" for length in lengths))
     for store in report["stores"]:
         rows = [row for row in report["reuses_per_month"] if row["backend"] == store["name"]]
         held = f"{store['capacity_bytes'] / _TERA:,.4g} TB, {store['tokens_held'] / 1e6:,.0f} M tokens"
@@ -244,7 +258,7 @@ def _stores(screen: Screen, report: Mapping[str, Any]) -> None:
         sheet.add(
             store["name"], held, amount(store["price"]), _time(store["price_hours"]), amount(store["hourly"]), *reuses
         )
-    screen.sheet(sheet)
+    screen.sheet(sheet, droppable=("holds", "over"))
 
 
 def _time(hours: float) -> str:
@@ -253,7 +267,7 @@ def _time(hours: float) -> str:
 
 
 def _claims(screen: Screen, report: Mapping[str, Any]) -> None:
-    screen.say(f"what the article claims, by these inputs ({report['basis']['claims']})", style="bold")
+    screen.say(f"what is often claimed, by these inputs ({report['basis']['claims']})", style="bold")
     for claim, says in dict.fromkeys((each["claim"], each["says"]) for each in report["claims"]):
         rows = [each for each in report["claims"] if each["claim"] == claim]
         unit = f"{report['currency']}{rows[0]['unit']}" if rows[0]["unit"].startswith("/") else rows[0]["unit"]
@@ -262,7 +276,7 @@ def _claims(screen: Screen, report: Mapping[str, Any]) -> None:
         for row in rows:
             prompt = count(row["prompt_tokens"])
             sheet.add(row["backend"], row["condition"], prompt, _verdict(row), _interval(row["figure"]))
-        screen.sheet(sheet)
+        screen.sheet(sheet, droppable=("when",))
 
 
 def _verdict(claim: Mapping[str, Any]) -> str:

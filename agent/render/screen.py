@@ -86,7 +86,7 @@ class Sheet:
         return sum(widths) + _GAP * (len(kept) - 1)
 
     def _widest(self, at: int) -> int:
-        return max(cell_len(cells[at]) for cells in (self._heads, *self._rows))
+        return max(cell_len(line) for cells in (self._heads, *self._rows) for line in cells[at].split("\n"))
 
     def table(self, without: Sequence[str], width: int, console: Console) -> Table:
         """The table for rich to draw: what the figures leave of the width goes to the texts, from the left."""
