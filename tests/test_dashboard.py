@@ -43,7 +43,7 @@ def test_a_query_asks_for_metrics_and_labels_that_are_shown(target: dict[str, An
         assert label in known[metric] or label == "instance", f"{metric} has no label {label}"
         if is_literal and known[metric][label]:
             assert value in known[metric][label], f"{metric}: no {label} is {value}"
-    labels = {label for metric in asked for label in known[metric]} | {"job", "instance", "nothing"}
+    labels = {label for metric in asked for label in known[metric]} | {"job", "instance", "host"}
     assert labels_named(target["expr"]) <= labels
 
 
@@ -71,7 +71,8 @@ def test_every_metric_of_ours_is_on_the_dashboard() -> None:
 
 def test_variables_are_all_that_queries_use() -> None:
     texts = [text for _, target in TARGETS for text in (target["expr"], target["legendFormat"])]
-    used = {name for text in texts for name in re.findall(r"\$(\w+)", text)} - {"__rate_interval", "__range"}
+    texts += [panel["title"] for panel in PANELS]
+    used = {name for text in texts for name in re.findall(r"\$([a-z_]\w*)", text)} - {"__rate_interval", "__range"}
     assert used | {"datasource"} == set(VARIABLES)
     assert VARIABLES["datasource"] | {"type": "datasource", "query": "prometheus"} == VARIABLES["datasource"]
 
@@ -83,9 +84,11 @@ def test_a_variable_is_found_among_the_values_of_a_label(name: str, demo_ledger:
     assert found
     assert variable["query"]["query"] == variable["definition"]
     assert (found[2], found[2] in known_metrics(demo_ledger)[found[1]] or found[2] == "instance") == (name, True)
-    # every engine or one that is chosen, and always one window; ".*" matches engines without the label too
-    assert variable["multi"] == variable["includeAll"] == (name != "window")
-    assert variable.get("allValue") == (None if name == "window" else ".*")
+    # every engine or one that is chosen, and always one window and one currency, since money of two does not add up;
+    # ".*" matches engines without the label too
+    is_one = name in {"window", "currency"}
+    assert variable["multi"] == variable["includeAll"] == (not is_one)
+    assert variable.get("allValue") == (None if is_one else ".*")
 
 
 @each_panel
@@ -131,4 +134,18 @@ def test_ids_and_titles_are_one_panels_own() -> None:
 def test_the_dashboard_is_of_grafana_10_and_no_installation() -> None:
     assert BOARD["schemaVersion"] == 38
     assert "id" not in BOARD  # a number of the Grafana that it was saved in
-    assert (BOARD["uid"], len(ROWS)) == ("kvtally", 7)
+    assert (BOARD["uid"], len(ROWS)) == ("kvtally", 8)
+
+
+@each_target
+def test_money_is_never_without_its_currency(target: dict[str, Any], demo_ledger: str) -> None:
+    known = known_metrics(demo_ledger)
+    if any("currency" in known[metric] for metric in metrics_of(target["expr"])):
+        assert "{{currency}}" in target["legendFormat"] or 'currency="$currency"' in target["expr"]
+
+
+@each_target
+def test_a_kvtallys_own_figure_says_whose_it_is(target: dict[str, Any]) -> None:
+    """What is not summed up is drawn once for each kvtally, model, cluster, namespace and tenant."""
+    if "window=" in target["expr"] and not re.search(r"\b(?:sum|max)\b", target["expr"]):
+        assert target["legendFormat"].startswith("{{model}} {{cluster}} {{namespace}} {{tenant}} {{instance}}")

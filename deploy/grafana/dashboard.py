@@ -22,9 +22,11 @@ FOUND = (
     ("model", "model", "label_values(kvtally_coverage_ratio, model)"),
     ("cluster", "cluster", "label_values(kvtally_coverage_ratio, cluster)"),
     ("namespace", "namespace", "label_values(kvtally_coverage_ratio, namespace)"),
+    ("tenant", "tenant", "label_values(kvtally_coverage_ratio, tenant)"),
     ("instance", "kvtally", "label_values(kvtally_build_info, instance)"),
 )
 WINDOW = ("window", "window of costs and savings", "label_values(kvtally_coverage_ratio, window)")
+CURRENCY = ("currency", "currency of savings", "label_values(kvtally_ledger_cost, currency)")
 
 
 def dashboard() -> dict[str, Any]:
@@ -67,7 +69,7 @@ def _variables() -> list[dict[str, Any]]:
     every = {"text": "All", "value": "$__all"}
     found = [_found(*one) | {"includeAll": True, "multi": True, "allValue": ALL, "current": every} for one in FOUND]
     window = _found(*WINDOW) | {"current": {"text": "1h", "value": "1h"}}
-    return [source, *found, window]
+    return [source, *found, window, _found(*CURRENCY) | {"current": {}}]  # the first there is
 
 
 def _found(name: str, label: str, query: str) -> dict[str, Any]:

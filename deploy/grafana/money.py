@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from deploy.grafana.panels import Panel, Query, Row
-from deploy.grafana.selectors import ENGINES, RATE, WINDOWED, share_of_watched
+from deploy.grafana.selectors import (
+    ALL_TOKENS,
+    ENGINES,
+    HOURLY,
+    OUTPUTS,
+    PROMPTS,
+    RATE,
+    UNIT_COST,
+    WHO,
+    WINDOWED,
+    cached_cost,
+    reused,
+    share_of_watched,
+    tokens_of,
+    unit_cost,
+    whole_cost,
+)
 
-UNIT_COST = "kvtally_cost_per_million_tokens"
 TIERS = ("hbm", "dram", "disk", "p2p", "external")
 MINUTES = "5m"  # a gauge that moves once a minute needs several of them for a slope
 
 
 def _saved(measure: str, meaning: str) -> Panel:
-    selected = f'kvtally_savings_amount{{{WINDOWED},measure="{measure}"}}'
+    selected = f'kvtally_savings_amount{{{WINDOWED},measure="{measure}",currency="$currency"}}'
     return Panel(
-        f"{measure.capitalize()} saving in the window",
-        f"{meaning} In the window that ends with the ledger's newest interval, in the ledger's currency; the band is "
-        "the 90 % interval (for several models their bounds added up, which is wider). MODELLED: a counterfactual. No "
-        f'line where the data do not suffice: see the status. `kvtally savings --since 1h` says "{measure}".',
-        (Query(f"sum by (bound, currency) ({selected})", "{{bound}}"),),
+        f"{measure.capitalize()} saving in the window ($currency)",
+        f"{meaning} In the window that ends with the ledger's newest interval; the band is the 90 % interval (bounds "
+        "of several models and kvtallys are added up, which is wider). MODELLED: a counterfactual. Too few data are "
+        f'left out: see the status. `kvtally savings --since 1h` says "{measure}".',
+        (Query(f"sum by (bound) ({selected})", "{{bound}}"),),
         "none",
         bands=(("low", "high"),),
     )
@@ -30,31 +45,28 @@ COST = Row(
             "Cost of a million tokens",
             "Everything that was paid in the window, idle time included, over all its prompt and output tokens. The "
             "legend tells the basis: MEASURED prices are your own rates, ASSUMED ones list prices "
-            "(`kvtally rates add` ends that). `kvtally cost --since 1h --by model`: fully_loaded, total.",
-            (
-                Query(
-                    f'{UNIT_COST}{{{WINDOWED},view="fully_loaded",tokens="total"}}',
-                    "{{model}} ({{basis}} {{currency}})",
-                ),
-            ),
+            "(`kvtally rates add` ends that), be it on one kvtally of several. Over all chosen kvtallys, each weighted "
+            "by its tokens: of one it is what `kvtally cost --since 1h --by model` says, fully_loaded, total.",
+            (Query(whole_cost(), "{{model}} ({{basis}} {{currency}})"),),
             "none",
             "stat",
             height=4,
         ),
         Panel(
             "Cost of an hour",
-            "What the window cost over the hours that intervals cover. `kvtally cost`: cost.total over "
-            "covered_seconds.",
-            (Query(f"kvtally_cost_per_hour{{{WINDOWED}}}", "{{model}} ({{currency}})"),),
+            "What the window cost over the hours that intervals cover, added up over all chosen kvtallys. The model "
+            "unallocated is GPUs that no engine holds (a sidecar tells its own engines' alone). `kvtally cost`: "
+            "cost.total over covered_seconds.",
+            (Query(f"sum by (model, currency) ({HOURLY}{{{WINDOWED}}})", "{{model}} ({{currency}})"),),
             "none",
             "stat",
             height=4,
         ),
         Panel(
             "Reused prompt tokens",
-            "Share of the window's prompt tokens that the engine did not compute, whatever tier they came from. "
-            "MEASURED by the engine's counters.",
-            (Query(f"kvtally_reuse_ratio{{{WINDOWED}}}", "{{model}}"),),
+            "Share of the window's prompt tokens that engines did not compute, whatever tier they came from. Over all "
+            "chosen kvtallys, each weighted by its prompt tokens. MEASURED by the engines' counters.",
+            (Query(reused(), "{{model}}"),),
             "percentunit",
             "stat",
             height=4,
@@ -62,12 +74,12 @@ COST = Row(
         Panel(
             "Cost of a million tokens: total, input, output",
             "Fully loaded, over the window at each instant. Input is computed and cached prompt tokens together. Input "
-            "and output are told apart by the step law (MODELLED); a line is missing where they cannot be.",
+            "and output are told apart by the step law (MODELLED); a line is missing where they cannot be. Each "
+            "kvtally's figure is weighted by its tokens; one without tokens adds its time to the total alone.",
             (
-                Query(
-                    f'{UNIT_COST}{{{WINDOWED},view="fully_loaded",tokens=~"total|input|output"}}',
-                    "{{model}} {{tokens}} ({{basis}})",
-                ),
+                Query(whole_cost(), "{{model}} total ({{basis}} {{currency}})"),
+                Query(unit_cost("input", tokens_of(PROMPTS)), "{{model}} {{tokens}} ({{basis}} {{currency}})"),
+                Query(unit_cost("output", tokens_of(OUTPUTS)), "{{model}} {{tokens}} ({{basis}} {{currency}})"),
             ),
             "none",
             is_log=True,
@@ -75,12 +87,14 @@ COST = Row(
         Panel(
             "Cost of a million prompt tokens: computed, or cached by tier",
             "Fully loaded, over the window. What a cached token costs is its load and the room that its tier takes; 0 "
-            "for HBM, whose price is the GPU's. Where loading cannot be parted from computing its tier has no line.",
+            "for HBM, whose price is the GPU's. Where loading cannot be parted from computing its tier has no line. "
+            "Each kvtally's figure is weighted by its tokens of that kind.",
             (
                 Query(
-                    f'{UNIT_COST}{{{WINDOWED},view="fully_loaded",tokens=~"input_computed|input_cached_.*"}}',
-                    "{{model}} {{tokens}} ({{basis}})",
+                    unit_cost("input_computed", tokens_of(PROMPTS, ',source="computed"')),
+                    "{{model}} {{tokens}} ({{basis}} {{currency}})",
                 ),
+                Query(cached_cost(), "{{model}} {{tokens}} ({{basis}} {{currency}})"),
             ),
             "none",
         ),
@@ -88,8 +102,43 @@ COST = Row(
             "Fully loaded, and active time alone",
             "All tokens: with everything that was paid, and with what the time cost in which the engine worked. The "
             "distance is idle, asleep, warm-up and unallocated time.",
-            (Query(f'{UNIT_COST}{{{WINDOWED},tokens="total"}}', "{{model}} {{view}} ({{basis}})"),),
+            (
+                Query(whole_cost(), "{{model}} fully_loaded ({{basis}} {{currency}})"),
+                Query(unit_cost("total", ALL_TOKENS, "active"), "{{model}} {{view}} ({{basis}} {{currency}})"),
+            ),
             "none",
+        ),
+    ),
+)
+BY_KVTALLY = Row(
+    "One kvtally beside another",
+    (
+        Panel(
+            "Cost of a million tokens, by kvtally",
+            "As each says it of its own engines, all tokens and idle time: `kvtally cost --since 1h` on its host. One "
+            "that saw no tokens has no line.",
+            (
+                Query(
+                    f'{UNIT_COST}{{{WINDOWED},view="fully_loaded",tokens="total"}}',
+                    f"{WHO} ({{{{basis}}}} {{{{currency}}}})",
+                ),
+            ),
+            "none",
+            is_log=True,
+        ),
+        Panel(
+            "Reused prompt tokens, by kvtally",
+            "Share of the window's prompt tokens that its engines did not compute. One that lies far below the others "
+            "gets requests whose prefixes lie elsewhere.",
+            (Query(f"kvtally_reuse_ratio{{{WINDOWED}}}", WHO),),
+            "percentunit",
+        ),
+        Panel(
+            "Coverage of the window, by kvtally",
+            "Share of the time for which there are intervals; the rest is in no figure.",
+            (Query(f"kvtally_coverage_ratio{{{WINDOWED}}}", WHO),),
+            "percentunit",
+            most=1,
         ),
     ),
 )
@@ -149,8 +198,8 @@ SAVINGS = Row(
         ),
         Panel(
             "Net engine-seconds by tier, in the window",
-            "What each tier avoided less what it took, with its 90 % interval (bounds of several models are added up). "
-            "A tier whose upper bound is below 0 is a proven loss: the alert KvtallyTierLoss.",
+            "What each tier avoided less what it took, with its 90 % interval (bounds of several models and kvtallys "
+            "are added up). A tier whose upper bound is below 0 is a proven loss: the alert KvtallyTierLoss.",
             (Query(f"sum by (tier, bound) (kvtally_tier_savings_engine_seconds{{{WINDOWED}}})", "{{tier}} {{bound}}"),),
             "s",
             width=12,
@@ -160,8 +209,8 @@ SAVINGS = Row(
             "Status of the savings",
             "How far the savings can be believed: ok; lower_bound (preemptions above 5 %); not_proven (the interval "
             "contains 0); insufficient_data; unreconciled (counters contradict each other). "
-            "`kvtally savings --explain` says why.",
-            (Query(f"kvtally_savings_status{{{WINDOWED}}}", "{{model}}: {{status}}"),),
+            "`kvtally savings --explain` says why. By kvtally.",
+            (Query(f"kvtally_savings_status{{{WINDOWED}}}", f"{WHO}: {{{{status}}}}"),),
             "none",
             "states",
             width=12,

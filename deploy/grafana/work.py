@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deploy.grafana.panels import Panel, Query, Row
-from deploy.grafana.selectors import ENGINES, HERE, OF_KVTALLY, RATE, WINDOWED, per_covered_second
+from deploy.grafana.selectors import ENGINES, HERE, OF_KVTALLY, RATE, once_a_host, per_covered_second
 
 STEADY = "2m"
 MINUTES = "5m"  # for what moves once a minute, over the scraper's clock
@@ -16,10 +16,15 @@ NONE = f'label_replace(0 * scalar(sum(kvtally_build_info{{{HERE}}})) * absent({F
 
 
 def _active(measures: str, observed: str) -> str:
-    """Mean utilisation by measure, over the seconds for which it is known."""
-    active = f'sum by (measure) (rate({GPU_ACTIVE}{{{HERE},measure{measures}"utilization"}}{RATE}))'
-    seconds = f'sum(rate({GPU_OBSERVED}{{{HERE},measure="{observed}"}}{RATE}))'
+    """Mean utilisation by measure, over the seconds for which it is known; a GPU counts once, whoever sees it."""
+    rates = f'rate({GPU_ACTIVE}{{{HERE},measure{measures}"utilization"}}{RATE})'
+    active = f"sum by (measure) (max by (gpu, measure) ({rates}))"
+    seconds = f'sum(max by (gpu) (rate({GPU_OBSERVED}{{{HERE},measure="{observed}"}}{RATE})))'
     return f"{active} / ignoring (measure) group_left () ({seconds} > 0)"
+
+
+def _read(side: str) -> str:
+    return once_a_host("filesystem", f'increase({READ}{{{HERE},side="{side}"}}{RATE})')
 
 
 REUSE = Row(
@@ -100,8 +105,14 @@ GPUS = Row(
         ),
         Panel(
             "GPU energy, in the time range shown",
-            "By the GPU's energy counter. Its money is a line of its own where the GPUs are owned (resource energy).",
-            (Query(f"sum(increase(kvtally_gpu_energy_joules_total{{{HERE}}}[$__range]))", "all GPUs"),),
+            "By the GPU's energy counter, a GPU once, however many kvtallys see it. Its money is a line of its own "
+            "where the GPUs are owned (resource energy).",
+            (
+                Query(
+                    f"sum(max by (gpu) (increase(kvtally_gpu_energy_joules_total{{{HERE}}}[$__range])))",
+                    "all GPUs",
+                ),
+            ),
             "joule",
             "stat",
             width=4,
@@ -114,11 +125,12 @@ STORAGE = Row(
         Panel(
             "Storage read bandwidth",
             "device: bytes that came from the device or the server. app: bytes that programs read, a page cache's "
-            "included, where the filesystem counts them.",
+            "included, where the filesystem counts them. Kvtallys of one host see the same disks, which count once; "
+            "the host is the label node, or else the kvtally's address.",
             (
                 Query(
-                    f"sum by (filesystem, side) (rate({READ}{{{HERE}}}{RATE}))",
-                    "{{filesystem}} {{side}}",
+                    once_a_host("filesystem, side", f"rate({READ}{{{HERE}}}{RATE})"),
+                    "{{host}} {{filesystem}} {{side}}",
                 ),
             ),
             "Bps",
@@ -131,9 +143,8 @@ STORAGE = Row(
             "than was asked for. `kvtally storage`: page_cache_share.",
             (
                 Query(
-                    f'1 - (sum by (filesystem) (increase({READ}{{{HERE},side="device"}}{RATE})) / '
-                    f'(sum by (filesystem) (increase({READ}{{{HERE},side="app"}}{RATE})) > 0)) >= 0',
-                    "{{filesystem}}",
+                    f"1 - ({_read('device')} / ({_read('app')} > 0)) >= 0",
+                    "{{host}} {{filesystem}}",
                 ),
             ),
             "percentunit",
@@ -182,13 +193,6 @@ HEALTH = Row(
             (Query(f"sum by (kind, severity) ({FINDINGS}) or {NONE}", "{{severity}} {{kind}}"),),
             "short",
             "bars",
-        ),
-        Panel(
-            "Coverage of the window",
-            "Share of the time for which there are intervals; the rest is in no figure.",
-            (Query(f"kvtally_coverage_ratio{{{WINDOWED}}}", "{{model}}"),),
-            "percentunit",
-            most=1,
         ),
         Panel(
             "Scrapes per second by outcome",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
-from tests.bench.observability_figures import Run, part_faults, say, window_faults
+from tests.bench.observability_figures import Run, fleet_faults, part_faults, say, window_faults
 from tests.bench.observability_ledger import NANO, GrowingLedger
 from tests.bench.observability_servers import missing, prometheus, victoria_metrics
 
@@ -37,6 +37,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"
 SCRAPE_SECONDS = 2
 RATE_SECONDS = 20
+UNSET = {"cluster", "namespace", "tenant"}
 
 
 def main() -> int:
@@ -64,6 +65,7 @@ def main() -> int:
                 *_panels(board, run, options.data),
                 *window_faults(run),
                 *part_faults(run),
+                *fleet_faults(_targets(board, run), run),
             ]
             faults += _promtool(ledger.port) + _alerts(servers[0])
         finally:
@@ -95,9 +97,14 @@ def _scraped(ledger: GrowingLedger, servers: Sequence[Server], seconds: float) -
 
 
 def _filled(expr: str, run: Run) -> str:
-    """A query of the dashboard as Grafana sends it, with every model, cluster and namespace chosen."""
-    words = {"__rate_interval": f"{RATE_SECONDS}s", "__range": f"{run.end - run.start:.0f}s", "window": "1h"}
-    words |= dict.fromkeys(("model", "cluster", "namespace", "instance"), ".*")
+    """A query of the dashboard as Grafana sends it, with every model, cluster, namespace and tenant chosen."""
+    words = {
+        "__rate_interval": f"{RATE_SECONDS}s",
+        "__range": f"{run.end - run.start:.0f}s",
+        "window": "1h",
+        "currency": "USD",
+    }
+    words |= dict.fromkeys(("model", "cluster", "namespace", "tenant", "instance"), ".*")
     for name, value in words.items():
         expr = expr.replace(f"${name}", value)
     return expr
@@ -110,7 +117,7 @@ def _variables(board: Mapping[str, Any], run: Run) -> Iterator[str]:
             metric, label = variable["definition"].removeprefix("label_values(").removesuffix(")").split(", ")
             values = [server.label_values(metric, label) for server in run.servers]
             say(f"variable {variable['name']:<10} {' '.join(values[0]) or '(none)'}")
-            if sorted(values[0]) != sorted(values[1]) or (label not in {"cluster", "namespace"} and not values[0]):
+            if sorted(values[0]) != sorted(values[1]) or (label not in UNSET and not values[0]):
                 yield f"variable {variable['name']}: {values}"
 
 
@@ -135,6 +142,12 @@ def _panels(board: Mapping[str, Any], run: Run, data: Path | None) -> list[str]:
     if data is not None:
         data.write_text(json.dumps(kept))
     return faults
+
+
+def _targets(board: Mapping[str, Any], run: Run) -> list[tuple[str, str]]:
+    """Every query with its panel's title."""
+    panels = (panel for panel in board["panels"] if panel["type"] != "row")
+    return [(panel["title"], _filled(target["expr"], run)) for panel in panels for target in panel["targets"]]
 
 
 def _asked(target: Mapping[str, Any], server: Server, run: Run) -> list[Series]:

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from tests.bench.observability_servers import Server
 
 DIMENSIONS = "model,cluster,namespace,tenant"
+# panels that make one figure of several kvtallys', with the gauge that one kvtally has of it
+OF_ALL = {
+    "Cost of a million tokens": "kvtally_cost_per_million_tokens",
+    "Cost of a million tokens: total, input, output": "kvtally_cost_per_million_tokens",
+    "Cost of a million prompt tokens: computed, or cached by tier": "kvtally_cost_per_million_tokens",
+    "Fully loaded, and active time alone": "kvtally_cost_per_million_tokens",
+    "Cost of an hour": "kvtally_cost_per_hour",
+    "Reused prompt tokens": "kvtally_reuse_ratio",
+}
+APART = Decimal("1e-9")  # of a figure: it is multiplied by a weight, and divided by it
 SHOWN = ('tokens="total"', 'measure="net"', 'source="hbm"', 'state="idle"')
 
 
@@ -130,6 +140,28 @@ def part_faults(run: Run) -> Iterator[str]:
             _beside(figure, moved)
             if moved != figure.told:
                 yield f"{server.name}: {figure.expr} grew by {moved}, kvtally {figure.told}"
+
+
+def fleet_faults(targets: Sequence[tuple[str, str]], run: Run) -> Iterator[str]:
+    """What panels say of all kvtallys beside what the only one here says; `targets` are titles and queries."""
+    say("\nof all kvtallys, beside the only one's own")
+    for title, expr in targets:
+        if title not in OF_ALL:
+            continue
+        metric = OF_ALL[title]
+        for server in run.servers:
+            answers = server.instant(expr, run.end)
+            if not answers:
+                yield f"{server.name}: {title} gives nothing at the end: {expr}"
+            for one in answers:
+                labels = {name: value for name, value in one.labels.items() if name != "__name__"} | {"window": "1h"}
+                if metric == "kvtally_cost_per_million_tokens":
+                    labels = {"view": "fully_loaded", "tokens": "total", **labels}
+                own = server.value(f"{metric}{{{_selected(labels)}}}", run.end)
+                found = Decimal(one.values[0][1])
+                say(f"  {server.name:<16} {title:<62} {labels.get('tokens', ''):<22} {found:.9f}  own {own}")
+                if own is None or abs(found - own) > APART * abs(own):
+                    yield f"{server.name}: {title} {labels}: {found}, own {own}"
 
 
 def _counted(group: Mapping[str, Any]) -> Iterator[Figure]:
