@@ -13,6 +13,7 @@ from kvtally.agent.finding import Finding
 from kvtally.agent.ledger import settled
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.read import LedgerReader, Target, replica_of
+from kvtally.agent.lookup_tiers import with_tiers
 from kvtally.agent.price import DAY_NS
 from kvtally.agent.sharing import NOBODY, Sharing
 from kvtally.agent.split import Split
@@ -301,11 +302,13 @@ def _settled_facts(
     facts: list[Facts] = []
     for hour, entry in settled.entries(reader, hours):
         target_id = entry.target_id
+        replica = None if target_id is None else replicas[target_id]
+        own = {} if replica is None else work.get((hour, replica.target_id), _NO_WORK)
         facts.append(
             Facts(
-                None if target_id is None else replicas[target_id],
+                replica,
                 hour,
-                {} if target_id is None else counted_work(replicas[target_id], work.get((hour, target_id), _NO_WORK)),
+                own if replica is None else with_tiers(replica, counted_work(replica, own)),
                 entry.state_ns,
                 tuple(lines.get((hour, target_id, entry.sku), ())) if entry.priced else None,
                 None if entry.split is None else Split(*entry.split),

@@ -7,8 +7,10 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
+from kvtally.agent import yaml_text
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from msgspec import Struct
 
@@ -33,10 +35,7 @@ def of_each(config: Config) -> Iterator[Fault]:
     yield from _of_texts("rates", config.rates)
     if config.ledger.url and (fault := of_ledger(config.ledger.url)):
         yield Fault("ledger.url", *fault)
-    for pattern in scrape.file_sd:
-        if not pattern.endswith(".json"):
-            hint = "convert YAML once, as by: yq -o=json targets.yml > targets.json"
-            yield Fault("scrape.file_sd", f'"{pattern}" does not end in .json', hint)
+    yield from _of_files(scrape.file_sd)
     yield from _of_access("scrape.file_sd_access", scrape.file_sd_access)
     if config.storage.mmpmon and not PurePath(config.storage.mmpmon).is_absolute():
         yield Fault("storage.mmpmon", f'"{config.storage.mmpmon}" is relative', "give the path from /")
@@ -107,6 +106,15 @@ def _of_page(key: str, entry: Engine | Page) -> Iterator[Fault]:
         yield Fault(f"{key}.url", "no http or https URL", "http://127.0.0.1:8000/metrics is the form")
     yield from _of_texts(key, entry)
     yield from _of_access(f"{key}.access", entry.access)
+
+
+def _of_files(patterns: Iterable[str]) -> Iterator[Fault]:
+    for pattern in patterns:
+        if not pattern.endswith((".json", *yaml_text.SUFFIXES)):
+            hint = "its end tells the format: rename the file, or spell out the end of the pattern"
+            yield Fault("scrape.file_sd", f'"{pattern}" does not end in .json, .yml or .yaml', hint)
+        elif pattern.endswith(yaml_text.SUFFIXES) and not yaml_text.is_installed():
+            yield Fault("scrape.file_sd", f'"{pattern}" is YAML, and PyYAML is not installed', yaml_text.REMEDY)
 
 
 def _of_access(key: str, access: Access) -> Iterator[Fault]:

@@ -100,9 +100,9 @@ class Scrape(Struct, frozen=True, forbid_unknown_fields=True):
         tuple[str, ...],
         Meta(
             max_length=64,
-            description="JSON files of engines and pages in the format of Prometheus' file_sd_configs, looked at with"
-            " every look for engines and read again when they change; * stands for any part of a name; a relative path"
-            " counts from the config file.",
+            description="Files of engines and pages in the format of Prometheus' file_sd_configs, JSON or, with the"
+            " extra kvtally[yaml], YAML; looked at with every look for engines and read again when they change; *"
+            " stands for any part of a name; a relative path counts from the config file.",
         ),
     ] = ()
     file_sd_access: Access = Access()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvtally.agent.disaggregation import counted_work
 from kvtally.agent.facts import GPUS, WORK, EngineRow, Evidence, Facts, Line, Replica, product_of
 from kvtally.agent.finding import Finding
+from kvtally.agent.lookup_tiers import with_tiers
 from kvtally.agent.rates import PriceGap, RateBook, charge_nano
 from kvtally.agent.sharing import GPU_SHARED, NOBODY, REMEDY, Sharing, told
 from kvtally.agent.split import Slice, fit
@@ -127,7 +128,7 @@ def replica_facts(
     return Facts(
         replica,
         start_ns,
-        counted_work(replica, work),
+        with_tiers(replica, counted_work(replica, work)),
         state_ns,
         lines,
         split,

@@ -1,4 +1,4 @@
-"""Reads the JSON format of Prometheus' file_sd_configs as engines and pages."""
+"""Reads the format of Prometheus' file_sd_configs, JSON or YAML, as engines and pages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from kvtally.agent.config_tables import Access, Engine, Labels, Page
 from kvtally.agent.kubernetes import role_of
+from kvtally.agent.yaml_text import decoded
 from kvtally.collectors.http_connection import take_apart
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Targets(NamedTuple):
     pages: tuple[Page, ...] = ()
 
 
-def parse(content: bytes, access: Access = _OPEN) -> Targets:
+def parse(content: bytes, access: Access = _OPEN, *, is_yaml: bool = False) -> Targets:
     """The targets of one file; ValueError, which says where, for a file that is not wholly understood.
 
     Read are the labels __scheme__, __metrics_path__ and __param_*; cluster, namespace and tenant; instance (the name,
@@ -49,8 +50,12 @@ def parse(content: bytes, access: Access = _OPEN) -> Targets:
     kvtally_group, and kvtally_engines (names with commas) of a page. Others are Prometheus' affair.
     """
     try:
-        groups = msgspec.json.decode(content, type=list[_Group])
-    except msgspec.MsgspecError as error:
+        if is_yaml:
+            document = decoded(content)
+            groups = [] if document is None else msgspec.convert(document, type=list[_Group])
+        else:
+            groups = msgspec.json.decode(content, type=list[_Group])
+    except (msgspec.MsgspecError, ValueError) as error:
         raise ValueError(f"not in the format of file_sd: {error}") from None
     if sum(len(group.targets) for group in groups) > TARGETS_MAX:
         raise ValueError(f"more than {TARGETS_MAX} targets")

@@ -10,7 +10,7 @@ from kvtally.agent.joins import CacheTarget, caches_behind
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.lookups import Admitted, Found, admitted_in_hours, found_in_hours, found_in_span
 from kvtally.agent.ledger.observed import cache_targets
-from kvtally.agent.lookup_tiers import LEAST_SECONDS, TierTokens, estimated
+from kvtally.agent.lookup_tiers import BY_LOOKUPS, LEAST_SECONDS, TierTokens, estimated
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -32,7 +32,7 @@ TOO_SHORT = f"the window is shorter than {LEAST_SECONDS:.0f} s"
 class OuterTiers(NamedTuple):
     """External tokens of a replica-hour by tier; what none names is told apart by nobody, and `why` may say why.
 
-    estimated   of them, how many the lookups of a cache tell: the engine itself names the others
+    estimated   of them, how many lookups tell: the engine itself names the others as it counts them
     """
 
     dram: float
@@ -89,12 +89,17 @@ def outer_tiers(
     if not asked:
         return {}
     admitted = admitted_in_hours(reader, part.window, asked, targets)
-    tiers = {place: _named(_external(loads[place]), admitted.get(place)) for place in asked}
+    tiers = {place: _named(loads[place], admitted.get(place)) for place in asked}
     tiers = {place: one for place, one in tiers.items() if sum(one.named().values())}
     open_to_lookups = {place for place in asked if place in admitted or not _names_its_own(targets[place[1]])}
     for place, found in _looked_up(reader, part, loads, tiers, behind, asked=open_to_lookups).items():
         own = tiers.get(place, OuterTiers(0.0, 0.0, 0.0, 0.0))
-        tiers[place] = found._replace(dram=own.dram + found.dram, disk=own.disk + found.disk, p2p=own.p2p)
+        tiers[place] = found._replace(
+            dram=own.dram + found.dram,
+            disk=own.disk + found.disk,
+            p2p=own.p2p,
+            estimated=own.estimated + found.estimated,
+        )
     return tiers
 
 
@@ -106,7 +111,7 @@ def _names_its_own(target: Target) -> bool:
     return target.attributes.get("engine", VLLM) != VLLM and "admitted_host_tokens" in target.detail_names
 
 
-def _named(external: int, admitted: Admitted | None) -> OuterTiers:
+def _named(one: Facts, admitted: Admitted | None) -> OuterTiers:
     """The external tokens as the engine names them.
 
     Admission and first token differ by the requests in flight: the shares are what counts.
@@ -114,8 +119,8 @@ def _named(external: int, admitted: Admitted | None) -> OuterTiers:
     total = 0 if admitted is None else sum(admitted)
     if admitted is None or not total:
         return OuterTiers(0.0, 0.0, 0.0, 0.0)
-    dram, disk, p2p = (external * tokens / total for tokens in admitted[:3])
-    return OuterTiers(dram, disk, p2p, 0.0)
+    dram, disk, p2p = (_external(one) * tokens / total for tokens in admitted[:3])
+    return OuterTiers(dram, disk, p2p, dram + disk + p2p if one.work.get(BY_LOOKUPS) else 0.0)
 
 
 def _looked_up(

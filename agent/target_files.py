@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.config import Page, complete, complete_page
 from kvtally.agent.file_sd import TARGETS_MAX, Targets, parse
+from kvtally.agent.yaml_text import SUFFIXES
 from kvtally.collectors.bounded_file import Mark, mark_of, read_bounded
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class TargetFiles:
             if before is not None and before.mark == mark:
                 return before
             mark, content = read_bounded(path, FILE_BYTES_MAX)
-            return _File(mark, parse(content, self._config.scrape.file_sd_access), "")
+            targets = parse(content, self._config.scrape.file_sd_access, is_yaml=path.endswith(SUFFIXES))
+            return _File(mark, targets, "")
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvtally.agent.costing import apportioned
 from kvtally.agent.identity import BY_SOURCE_SINCE, version_of
+from kvtally.agent.lookup_tiers import BY_LOOKUPS
 from kvtally.agent.price import nano_to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
-    from kvtally.agent.facts import Facts
 
 _NAMES = ("prompt_tokens", "computed_tokens", "hbm_tokens", "external_tokens", "generated_tokens")
 Units = tuple[str | None, str | None, str | None]  # low, point, high
@@ -21,14 +21,19 @@ OUTER = ("dram", "disk", "p2p", "external")  # tiers beyond HBM; external: those
 
 
 class Tokens(NamedTuple):
-    """Tokens of a group; None where no counter tells."""
+    """Tokens of a group; None where no counter tells.
+
+    derived     the engine does not count computed tokens: prompt less what its lookups found
+    by_lookups  it counts cached tokens as one: those of HBM are its part of what lookups found
+    """
 
     prompt: int | None
     computed: int | None
     hbm: int | None
     external: int | None
     generated: int | None
-    derived: bool  # the engine does not count computed tokens: prompt less what its lookups found
+    derived: bool
+    by_lookups: bool = False
 
 
 class TokenSums:
@@ -36,12 +41,13 @@ class TokenSums:
 
     def __init__(self) -> None:
         self._sums: dict[str, int | None] = dict.fromkeys(_NAMES, 0)
-        self._derived = False
+        self._derived = self._by_lookups = False
 
     def add(self, work: Mapping[str, int | None], version: str | None) -> None:
         """Add what a replica counted in a period."""
         if work.get("computed_tokens") is None:
             work = self._worked_out(work, version)
+        self._by_lookups |= bool(work.get(BY_LOOKUPS))
         sums = self._sums
         for name in _NAMES:
             value, total = work.get(name), sums[name]
@@ -66,20 +72,11 @@ class TokenSums:
     def tokens(self) -> Tokens:
         """The sums."""
         prompt, computed, hbm, external, generated = self._sums.values()
-        return Tokens(prompt, computed, hbm, external, generated, self._derived)
+        return Tokens(prompt, computed, hbm, external, generated, self._derived, self._by_lookups)
 
 
 def _by_source(work: Mapping[str, int | None]) -> bool:
     return any(work.get(name) is not None for name in ("computed_tokens", "hbm_tokens", "external_tokens"))
-
-
-def tokens_of(facts: Iterable[Facts]) -> Tokens:
-    """Tokens of replicas together; GPUs that nobody holds have none."""
-    sums = TokenSums()
-    for one in facts:
-        if one.replica is not None:
-            sums.add(one.work, one.replica.version)
-    return sums.tokens()
 
 
 class Bounds(NamedTuple):

@@ -174,7 +174,7 @@ def _targets(layout: Layout) -> tuple[_Target, ...]:
         own = {instance: labels[uuid, instance] for of, instance in places if of == uuid}
         whole = own.pop("")
         parts, rest = _shares(own.values()) if own else ([], None)
-        number, name, host = _number(whole), whole.get("modelName") or None, whole.get("Hostname", "")
+        number, name, host = _number(whole), whole.get("modelName") or None, _host(whole)
         found.append(_Target(uuid, number, name, bool(own), None, rest, host, _rows(places[uuid, ""], layout, own)))
         for (instance, about), share in zip(own.items(), parts, strict=True):
             # without a share nobody knows what it costs: a product without a name has no price
@@ -212,6 +212,11 @@ def _shares(instances: Iterable[Mapping[str, str]]) -> tuple[list[str | None], s
         parts.append(mig.part_of(labels.get("GPU_I_PROFILE", ""), *of_whole))
     each, rest = mig.shares(parts)
     return [None if share is None else str(share) for share in each], str(rest)
+
+
+def _host(labels: Mapping[str, str]) -> str:
+    """The label's name is written small since dcgm-exporter's d5e5f51."""
+    return labels.get("hostname") or labels.get("Hostname", "")
 
 
 def _number(labels: Mapping[str, str]) -> int:

@@ -122,8 +122,10 @@ HOST_FIELDS: Mapping[str, tuple[Family, ...]] = {
 }
 HOST_NOT_READ: Mapping[str, str] = {
     "nvmlDeviceGetPcieThroughput": "each call blocks for 20 ms; GPM tells the same",
+    "NVLink (fields 138 to 141, GPM 60 and 61)": "bytes between GPUs: nothing is paid by them",
     "energy, power and clocks of a MIG instance": "the driver tells them of the whole GPU alone",
     "what a page cache gave, by itself": "the kernel counts it for nobody; the two figures of a mount tell it",
     "pagepool hits of Storage Scale, on its clients": "mmpmon does not tell them; the bridge does",
+    "BeeGFS": "`beegfs-ctl --clientstats` asks the servers, and what its columns count is unverified",
     "NFS, Lustre and CephFS servers": "what their own exporters tell is of all clients together",
 }

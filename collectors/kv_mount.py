@@ -130,11 +130,6 @@ class KvMount:
         self._seen = seen
 
 
-def collector_for(path: str, pid: Pid = None, proc: str = "/proc", sys: str = "/sys", mmpmon: str = MMPMON) -> KvMount:
-    """What reads the filesystem under one KV cache; it never raises, its collect does."""
-    return KvMount((path,), pid, proc, sys, mmpmon)
-
-
 def collectors_for(
     paths: Iterable[str], pid: Pid = None, proc: str = "/proc", sys: str = "/sys", mmpmon: str = MMPMON
 ) -> list[KvMount]:

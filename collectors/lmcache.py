@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from kvtally.collectors.exposition import Series
@@ -77,6 +78,7 @@ FAMILIES = (
     Family("l3_hit_tokens", "lmcache:num_l3_hit_tokens_total", trap="as above"),
     Family("remote_hit_tokens", "lmcache:num_remote_hit_tokens_total", trap="as above"),
 )
+# (family, * for any ending; why it is not read)
 NOT_READ = (
     ("lmcache:num_vllm_hit_tokens_total", "of requests that load something alone: no volume of hits"),
     ("lmcache:num_prompt_tokens_total", "as above: no volume of prompts"),
@@ -92,8 +94,37 @@ NOT_READ = (
     ("lmcache:lookup_hit_rate", "as above"),
     ("lmcache:local_storage_usage", "what a local disk holds, where `used_bytes` is DRAM"),
     ("lmcache:remote_cache_usage", "no backend sets it"),
+    ("lmcache:time_to_lookup", "seconds of asking, each worker's own: nothing is moved in them"),
+    ("lmcache:retrieve_*_time", "parts of time_to_retrieve, which is read"),
+    ("lmcache:store_*_time", "parts of time_to_store, which is read"),
+    ("lmcache:remote_backend_batched_get_blocking_time", "the gets of remote_time_to_get once more, as they block"),
+    ("lmcache:instrumented_connector_batched_get_time", "the gets of remote_time_to_get once more"),
+    ("lmcache:p2p_time_to_transfer", "loads from a peer, which are among time_to_retrieve"),
+    ("lmcache:num_p2p_*", "as above: their tokens are among num_hit_tokens"),
+    ("lmcache:request_cache_lifespan", "minutes that KV lay: no tokens come of it"),
+    ("lmcache:request_cache_hit_rate", "a ratio of each request: no tokens come of it"),
+    ("lmcache:local_cpu_evict_*", "evictions, without tokens or bytes"),
+    ("lmcache:local_cpu_hot_cache_count", "objects held at an instant: `used_bytes` has their bytes"),
+    ("lmcache:local_cpu_keys_in_request_count", "objects in use at an instant"),
+    ("lmcache:chunk_statistics_*", "a study of prompts that is off by default; chunks have no size on the page"),
+    ("lmcache:lmcache_is_healthy", "health, no volume: `kvtally doctor` says so where it is 0"),
+    ("lmcache:*_failed_count", "failures, without tokens or bytes"),
+    ("lmcache:remote_ping_*", "health, no volume"),
+    ("lmcache:num_slow_retrieval_by_*", "requests by a threshold: their seconds are read"),
+    ("lmcache:*memory_objs_count", "objects at an instant: `used_bytes` has their bytes"),
+    ("lmcache:pin_monitor_pinned_objects_count", "objects at an instant"),
+    ("lmcache:forced_unpin_count_total", "health, no volume"),
+    ("lmcache:storage_events_*_count", "events at an instant"),
+    ("lmcache:connector_*_count", "requests and blocks at an instant"),
+    ("lmcache:scheduler_unfinished_requests_count", "requests at an instant: the engine tells its own"),
+    ("lmcache:kv_msg_queue_size", "a queue at an instant"),
+    ("lmcache:remote_put_task_num", "a queue at an instant"),
+    ("lmcache:periodic_threads_*", "LMCache's own threads"),
+    ("lmcache:cache_controller_*", "LMCache's own controller: no engine's tokens"),
 )
 
+# lmcache:lmcache_is_healthy 0.0
+_UNHEALTHY = re.compile(rb"^lmcache[:_]lmcache_is_healthy(?:\{[^}\n]*\})? 0(?:\.0*)?\s*$", re.MULTILINE)
 # labels that name the model, the name under which it is served first; releases before 0.3.12 lack that one
 _MODEL = ("served_model_name", "model_name")
 
@@ -101,6 +132,11 @@ _MODEL = ("served_model_name", "model_name")
 def spelled(sample_name: str) -> str:
     """The sample's name with LMCache's own colon, which OpenMetrics without escaping=allow-utf-8 rewrites."""
     return "lmcache:" + sample_name[8:] if sample_name.startswith("lmcache_") else sample_name
+
+
+def is_unhealthy(body: bytes) -> bool:
+    """Whether a page says that LMCache is out of order: its lookups then find nothing, without another sign."""
+    return _UNHEALTHY.search(body) is not None
 
 
 class LmcacheMapping(TableMapping):

@@ -109,6 +109,7 @@ FAMILIES = (
     *_rates("l2_load", "l2_load_throughput", "0.4.7"),
     *_rates("l2_store", "l2_store_throughput", "0.4.7"),
 )
+# (family, * for any ending; why it is not read)
 NOT_READ = (
     ("lmcache_mp_l2_usage_bytes", "a gauge, and `used_bytes` is DRAM: the filesystem tells what lies there"),
     ("lmcache_mp_l1_usage_ratio", "`used_bytes` over what --l1-size-gb says"),
@@ -122,6 +123,28 @@ NOT_READ = (
     ("lmcache_mp_lookup_request_hit_tokens_total", "hits of the engine's own cache are among them"),
     ("lmcache_mp_l0_block_lifetime_seconds", "of the engine's own blocks: how long, not how many tokens"),
     ("lmcache_mp_l2_prefetch_failure_chunks_total", "the lookup's hits leave them out already"),
+    ("lmcache_mp_lookup_early_exit*", "lookups that gave up: their tokens are in no count"),
+    ("lmcache_mp_l1_staging_bytes", "bytes of writes under way, which are among `used_bytes`"),
+    ("lmcache_mp_inflight_load_memory_usage_bytes", "room for loads under way, which is among `used_bytes`"),
+    ("lmcache_mp_l1_evicted_chunks_total", "chunks that left: what is held is in `used_bytes`"),
+    ("lmcache_mp_l2_evicted_objects*", "chunks that left: the filesystem tells what lies there"),
+    ("lmcache_mp_l2_load_completed_requests_total", "operations: the chunks are read, their bytes are not on the page"),
+    ("lmcache_mp_l2_store_completed_requests_total", "as above"),
+    ("lmcache_mp_l2_*_submitted_*", "what was asked for: what was done is read"),
+    ("lmcache_mp_l2_prefetch_lookup_*", "what L2 was asked for: lookup_hit_l2 is what it had"),
+    ("lmcache_mp_num_submitted_*", "what was asked for: what was done is read"),
+    ("lmcache_mp_l0_block_*_gap_seconds", "of the engine's own blocks: how long, not how many tokens"),
+    ("lmcache_mp_l0_block_idle_before_evict_seconds", "as above"),
+    ("lmcache_mp_l1_chunk_*_seconds", "how long chunks lie and rest, not how many tokens they served"),
+    ("lmcache_mp_real_reuse_gap_*", "how long, and how many accesses, between two reads of a chunk: no tokens"),
+    ("lmcache_mp_l1_allocation_failure_chunks_total", "chunks that were not stored: no cost and no saving"),
+    ("lmcache_mp_l1_eviction_loop_*", "health, no volume"),
+    ("lmcache_mp_event_bus_drain_lag_seconds", "the delay of the counts; what was dropped is read"),
+    ("lmcache_mp_event_bus_queue_depth", "as above"),
+    ("lmcache_mp_kv_events_log_depth", "records at an instant"),
+    ("lmcache_mp_num_inflight_*", "operations at an instant"),
+    ("lmcache_mp_active_*_jobs", "operations at an instant"),
+    ("lmcache_mp_l2_*_adapters", "how many stores there are"),
 )
 
 

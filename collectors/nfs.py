@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.collectors.base import CollectError, NoData, Reading
-from kvtally.collectors.mounts import parse_mountinfo, process_of, read_of_process, unescaped
+from kvtally.collectors.mounts import process_of, read_of_process, unescaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,19 +47,6 @@ def parse_mountstats(text: str) -> list[NfsCounts]:
         if fstype in NFS:
             found.append(NfsCounts(unescaped(point), unescaped(device), fstype, _values(unescaped(point), lines)))
     return found
-
-
-def nfs_mounts(proc: str = "/proc", pid: int | None = None) -> tuple[str, ...]:
-    """Mount points of the NFS mounts of a process, ours for None.
-
-    Mounts of one export share their counts, and so do several exports of one filesystem of the server: of those the
-    first mount is named.
-    """
-    first: dict[str, str] = {}
-    for mount in parse_mountinfo(read_of_process(proc, process_of(pid), "mountinfo")):
-        if mount.fstype in NFS:
-            first.setdefault(mount.device, mount.mount_point)
-    return tuple(first.values())
 
 
 class NfsMount:

@@ -57,10 +57,25 @@ CACHE_FAMILIES = (
     Family("load_bytes", "trtllm_kv_cache_onboard_bytes_total", unit="bytes", trap=f"host to GPU; {_STEPS}"),
     Family("store_bytes", "trtllm_kv_cache_offload_bytes_total", unit="bytes", trap=f"GPU to host; {_STEPS}"),
 )
+# (family, * for any ending; why it is not read)
 NOT_READ = (
     ("trtllm_kv_cache_hit_rate", "a ratio over the engine's life"),
     ("trtllm_kv_cache_iter_reuse_rate", "a ratio of the last iteration"),
     ("trtllm_kv_cache_iter_reused_blocks_total", "the same blocks as trtllm_kv_cache_reused_blocks_total"),
+    ("trtllm_kv_cache_iter_full_reused_blocks_total", "blocks, of which reused_blocks is the sum; tokens are read"),
+    ("trtllm_kv_cache_iter_partial_reused_blocks_total", "as above; a part of a block has no size here"),
+    ("trtllm_kv_cache_iter_missed_blocks_total", "the same blocks as trtllm_kv_cache_missed_blocks_total"),
+    ("trtllm_kv_cache_gen_alloc_blocks_total", "blocks of answers: generated tokens are read"),
+    ("trtllm_kv_cache_tokens_per_block", "a setting; every count of tokens is one of tokens already"),
+    ("trtllm_kv_cache_host_utilization", "a share of the host tier at an instant"),
+    ("trtllm_kv_cache_*_blocks", "blocks at an instant: kv_cache_utilization is read"),
+    ("trtllm_request_inference_time_seconds", "the sum of prefill and decode time, which are read"),
+    ("trtllm_*_memory_usage_bytes", "memory at an instant: the GPU collectors measure"),
+    ("trtllm_max_*", "settings, and limits at an instant"),
+    ("trtllm_*_config_info", "settings"),
+    ("trtllm_num_*_requests", "requests of the last iteration: num_requests_running is read"),
+    ("trtllm_avg_decoded_tokens_per_iter", "a mean of the last iteration"),
+    ("trtllm_spec_decode_*", "accepted tokens are among the generated ones; drafts have no price of their own"),
     ("trtllm_kv_cache_intra_device_copy_bytes_total", "copies within the GPU move nothing between tiers"),
     ("trtllm_time_per_output_token_seconds", "a mean per request: its sum is no sum over tokens"),
     ("trtllm_num_requests_completed_total", "iterations count requests that failed too; successes are read"),
@@ -75,7 +90,7 @@ class TensorRtLlmMapping:
     """Reads the pages of trtllm-serve, whose url the config gives: http://host:8000/prometheus/metrics.
 
     Tiers are told when a request is scheduled, prompt tokens when it finishes. So tokens by tier stay in their own
-    quantities (prefix_hit_tokens, external_hit_tokens) and are not set against prompt tokens.
+    quantities (prefix_hit_tokens, external_hit_tokens): reports part what was cached by their shares.
     """
 
     def __init__(self) -> None:

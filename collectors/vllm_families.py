@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvtally.collectors.family import Family
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 SECONDS, BYTES, BLOCKS, REQUESTS, SHARE = "seconds", "bytes", "blocks", "requests", "share of 1"
 
@@ -237,6 +237,21 @@ HISTOGRAMS = (
         trap=_AT_FINISH,
     ),
 )
+
+
+def counters_of(quantities: Sequence[str]) -> list[str]:
+    """What the newest vLLM shows these quantities as; of a family split by labels all that are asked for as one."""
+    rows = {row.quantity: row for row in reversed((*FAMILIES, *HISTOGRAMS)) if not row.until}
+    samples = [rows[name].sample for name in quantities if name in rows]
+    told = []
+    for name in quantities:
+        row = rows.get(name)
+        labels = "" if row is None else ",".join(f'{label}="{value}"' for label, value in row.labels.items())
+        if row is None:
+            told.append(name)
+        else:
+            told.append(f"{row.sample}{{{labels}}}" if labels and samples.count(row.sample) == 1 else row.sample)
+    return list(dict.fromkeys(told))
 
 
 class Connector(NamedTuple):

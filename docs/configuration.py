@@ -46,9 +46,10 @@ certificates are read again when a connection is made. Over plain http a secret 
 doctor` warns of it. Where the metrics of llm-d's router ask for a token, `bearer_token_file = \
 "/var/run/secrets/kubernetes.io/serviceaccount/token"` and a role with `get` on the nonResourceURLs `/metrics` do.
 
-**Engines from files.** `scrape.file_sd` names JSON files in the format of Prometheus' `file_sd_configs`, which are \
-read again when they change. A broken file keeps what it named before, and one that is gone loses it. YAML is not \
-read: convert it, as by `yq -o=json targets.yml > targets.json`. Of the labels, kvtally reads `__scheme__`, \
+**Engines from files.** `scrape.file_sd` names files in the format of Prometheus' `file_sd_configs`, which are read \
+again when they change. A broken file keeps what it named before, and one that is gone loses it. Files that end in \
+`.yml` or `.yaml` take `pip install 'kvtally[yaml]'`, and a MiB of the daemon's memory; anchors, aliases and \
+tags are refused. Or convert them: `yq -o=json targets.yml > targets.json`. Of the labels, kvtally reads `__scheme__`, \
 `__metrics_path__` and `__param_*`; `cluster`, `namespace` and `tenant`; `instance` as the name, where a group has one \
 target; `llm-d.ai/role`, `llm_d_ai_role` or `role` (`prefill`, `decode`, `both`); and its own `kvtally_kind` \
 (`engine`, or `page` for what a `[[page]]` would name), `kvtally_group`, and `kvtally_engines`, the names of a page's \

@@ -50,7 +50,13 @@ def test_a_first_page_gives_counters_gauges_and_sums_that_begin_at_zero() -> Non
     assert list(found) == [BUSY, IDLE]
     busy = found[BUSY]
     assert (busy.kind, busy.session, busy.epoch) == ("gpu", 1000.0, None)
-    assert busy.attributes == {"index": "0", "sku": "NVIDIA H100 80GB HBM3", "mig": "0", "source": "dcgm"}
+    assert busy.attributes == {
+        "index": "0",
+        "sku": "NVIDIA H100 80GB HBM3",
+        "mig": "0",
+        "source": "dcgm",
+        "host": "node-1",
+    }
     assert value(busy, "energy_mj") == 119_372_437
     assert value(busy, "memory_used_bytes") == 72_011 * 2**20
     assert value(busy, "power_mw") == 612_500
@@ -58,6 +64,12 @@ def test_a_first_page_gives_counters_gauges_and_sums_that_begin_at_zero() -> Non
     assert value(busy, "observed_ns") == 0
     assert value(busy, "graphics_ns") == 0
     assert value(busy, "clock_reasons") is None
+
+
+@pytest.mark.parametrize("label", ["hostname", "Hostname"])
+def test_the_host_that_gpus_are_in_is_read_however_the_exporter_spells_its_label(label: str) -> None:
+    page = PAGE.replace(b"hostname=", f"{label}=".encode())
+    assert [one.attributes["host"] for one in read(page).values()] == ["node-1", "node-1"]
 
 
 def test_values_hold_until_the_next_page() -> None:

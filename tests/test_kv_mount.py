@@ -7,7 +7,7 @@ import pytest
 
 from kvtally.agent.interval import close, opened
 from kvtally.collectors.base import Collector, Scrape, scrape
-from kvtally.collectors.kv_mount import KvMount, collector_for, collectors_for
+from kvtally.collectors.kv_mount import KvMount, collectors_for
 
 STORAGE = Path(__file__).parent / "fixtures" / "storage"
 FSID = "0f1e2d3c-0001-4b0e-9c57-0b0a2f1d7a11"
@@ -88,7 +88,7 @@ class Host:
         place.write_text((STORAGE / fixture).read_text())
 
     def collector(self, path: str, pid: int | None = None) -> KvMount:
-        return collector_for(path, pid, *self.outside)
+        return KvMount((path,), pid, *self.outside)
 
     def collectors(self, *paths: str) -> list[tuple[str, tuple[str, ...]]]:
         return [(each.source, each.paths) for each in collectors_for(paths, None, *self.outside)]
@@ -203,7 +203,7 @@ def test_an_engines_paths_are_seen_with_its_mounts_and_its_root(host: Host) -> N
 
 def test_an_engine_that_is_gone_or_not_known_is_no_data_until_it_is_back(host: Host) -> None:
     pids: list[int | None] = [None]
-    collector = collector_for("/mnt/kv/a", lambda: pids[0], *host.outside)
+    collector = KvMount(("/mnt/kv/a",), lambda: pids[0], *host.outside)
     assert scrape(collector, lambda: 0).reason == "the engine's process is not known"
     pids[0] = 77
     assert scrape(collector, lambda: 0).reason == "process 77 is gone"
@@ -249,7 +249,7 @@ def test_a_mount_that_does_not_name_its_cluster_is_read_only_where_there_is_one(
 
 
 def test_the_mount_under_a_folder_of_this_machine_is_found(tmp_path: Path) -> None:
-    collector = collector_for(str(tmp_path))
+    collector = KvMount((str(tmp_path),))
     before = scrape(collector, lambda: 0)
     if before.outcome != "ok":
         assert before.reason

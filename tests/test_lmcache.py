@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvtally.collectors.base import CollectError
-from kvtally.collectors.lmcache import NOT_READ, LmcacheMapping
+from kvtally.collectors.lmcache import NOT_READ, LmcacheMapping, is_unhealthy
 from kvtally.collectors.page import PageMapper
 from kvtally.collectors.quantities import CACHE
 from kvtally.collectors.side_page import SidePage
@@ -208,3 +208,19 @@ def test_every_family_that_is_not_read_says_why_and_is_not_read() -> None:
     read_here = set(LmcacheMapping().names())
     assert all(reason for _, reason in NOT_READ)
     assert not read_here & {name for name, _ in NOT_READ}
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("lmcache:lmcache_is_healthy 0.0\n", True),
+        ('lmcache:lmcache_is_healthy{pid="12"} 1.0\nlmcache:lmcache_is_healthy{pid="13"} 0.0\n', True),
+        ("lmcache_lmcache_is_healthy 0\n", True),
+        ("lmcache:lmcache_is_healthy 1.0\n", False),
+        ("# HELP lmcache:lmcache_is_healthy The health status of LMCache (1=healthy, 0=unhealthy) 0\n", False),
+        ("lmcache:num_hit_tokens_total 0.0\n", False),
+        ("", False),
+    ],
+)
+def test_a_page_says_whether_lmcache_is_out_of_order(lines: str, expected: bool) -> None:
+    assert is_unhealthy(f"vllm:prompt_tokens_total 5.0\n{lines}".encode()) is expected

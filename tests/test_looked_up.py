@@ -211,6 +211,68 @@ def test_where_an_engines_own_details_are_gone_no_lookups_stand_in_for_them(tmp_
     assert cached(cost) == (None, None, None, 1200)
 
 
+class Lumping(Naming):
+    """An engine that counts its cached tokens as one, and what each tier had by when requests are scheduled."""
+
+    def __init__(self) -> None:
+        super().__init__(ENGINES[0], "tensorrt-llm")
+
+    def reading(self) -> Reading:
+        told = self.counts | {"hbm_tokens": None, "external_tokens": None}
+        return super().reading()._replace(values=tuple(told.values()))
+
+
+def lumped(folder: Path) -> str:
+    """Two requests of 1,000 tokens, 800 of them cached; a third that is scheduled has not finished."""
+    path, engine = new_ledger(folder), Lumping()
+    deployment = Deployment(path, {ENGINES[0].partition("/")[0]: About(gpus=())}, interval_seconds=20)
+    deployment.scrape(START, [engine])
+    engine.serve(computed=400, hbm=1600, generated=20, steps=10)
+    engine.counts["prefix_hit_tokens"] += 3 * 320
+    engine.counts["external_hit_tokens"] += 3 * 480
+    engine.admit((3 * 300, 3 * 180, 0))
+    deployment.scrape(START + 20 * SECOND, [engine])
+    deployment.close()
+    with closing(reader_of(path)) as reader:
+        reader.add_rates(PRICES)
+    return path
+
+
+@pytest.mark.parametrize("is_settled", [False, True])
+def test_cached_tokens_that_are_counted_as_one_are_parted_by_the_shares_of_the_lookups(
+    tmp_path: Path, *, is_settled: bool
+) -> None:
+    path = lumped(tmp_path)
+    if is_settled:
+        with closing(reader_of(path)) as reader:
+            settle(reader, START, RateBook(PRICES), Payment(), values=[])
+    (cost,), saved = groups(path), savings(path)
+    # 1,600: 32 of 80 in HBM, 30 on the host, 18 on disk
+    told = {"hbm": 640, "dram": 600, "disk": 360, "p2p": 0, "external": 0}
+    assert (cost["tokens"]["prompt"], cost["tokens"]["computed"]) == (2000, 400)
+    assert cost["tokens"]["cached"] == saved["reused_tokens"] == told
+    for one in (cost, saved):
+        assert (one["basis"]["tokens"], one["basis"]["tiers"]) == ("MODELLED", "MODELLED")
+
+
+def test_a_report_says_whose_tiers_are_told_by_lookups(tmp_path: Path) -> None:
+    with closing(reader_of(lumped(tmp_path))) as reader:
+        report = cost_report(reader, Window(START, START + HOUR), (), RateBook(PRICES), Payment())
+    (message,) = [one.message for one in report.findings if one.kind == "tiers_by_lookups"]
+    assert message.startswith("TensorRT-LLM counts cached tokens as one")
+
+
+def test_without_the_details_the_outer_tiers_of_such_an_engine_stay_together(tmp_path: Path) -> None:
+    path = lumped(tmp_path)
+    with closing(reader_of(path)) as reader:
+        settle(reader, START, RateBook(PRICES), Payment(), values=[])
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM engine_interval")
+    (cost,) = groups(path)
+    assert cost["tokens"]["cached"] == {"hbm": 640, "dram": None, "disk": None, "p2p": None, "external": 960}
+    assert cost["basis"]["tokens"] == "MODELLED"
+
+
 def test_savings_without_a_law_have_the_tiers_of_lookups_too(tmp_path: Path) -> None:
     path = ledger(tmp_path)
     saved = savings(path)
@@ -308,7 +370,7 @@ def test_the_table_says_that_tiers_are_estimated(tmp_path: Path, capsys: pytest.
     with closing(reader_of(path)) as reader:
         cost_table(cost_report(reader, Window(START, START + HOUR), (), RateBook(PRICES), Payment()).as_json())
     shown = " ".join(capsys.readouterr().out.split())
-    assert "dram, disk: MODELLED, by where the cache's lookups found the tokens, less what HBM held of them" in shown
+    assert "dram, disk: MODELLED, by where lookups found the tokens, less what HBM held of them" in shown
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from kvtally.agent.interval import close, opened
-from kvtally.collectors.base import CollectError, NoData, scrape
-from kvtally.collectors.nfs import NfsMount, nfs_mounts, parse_mountstats
+from kvtally.collectors.base import CollectError, scrape
+from kvtally.collectors.nfs import NfsMount, parse_mountstats
 from kvtally.collectors.quantities import QUANTITIES
 
 STORAGE = Path(__file__).parent / "fixtures" / "storage"
@@ -124,16 +124,3 @@ def test_a_mount_made_anew_counts_from_nothing(tmp_path: Path) -> None:
     (tmp_path / "self" / "mountstats").write_text(mount(point="/mnt/kv"))
     interval, _, _ = close(state, collector.collect()[0], 20)
     assert interval.values == (5, 10, 25_000_000, 6, 30, 50_000_000, 4, 6)
-
-
-def test_an_export_mounted_twice_and_one_beside_it_on_the_same_filesystem_are_one(tmp_path: Path) -> None:
-    mountinfo = (
-        "31 30 0:40 / /kv rw - nfs4 server:/kv rw\n"
-        "32 30 0:40 / /again rw - nfs4 server:/kv rw\n"
-        "33 30 0:40 /sub /beside rw - nfs4 server:/kv/sub rw\n"
-        "34 30 0:41 / /other rw - nfs server:/other rw\n"
-        "35 30 254:1 / / rw - ext4 /dev/vda1 rw\n"
-    )
-    assert nfs_mounts(proc_of(tmp_path, "self", "", mountinfo)) == ("/kv", "/other")
-    with pytest.raises(NoData, match="process 78 is gone"):
-        nfs_mounts(str(tmp_path), 78)

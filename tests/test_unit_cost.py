@@ -13,9 +13,9 @@ from kvtally.agent.unit_cost import (
     Shares,
     Spent,
     Tokens,
+    TokenSums,
     attributed,
     holding_of,
-    tokens_of,
     unit_costs,
 )
 
@@ -29,14 +29,18 @@ def facts(*, replica: Replica | None = REPLICA, **work: int | None) -> Facts:
     return Facts(replica, 0, dict.fromkeys(WORK, 0) | work, {}, (), None, 0, SECOND, float(SECOND), False)
 
 
+def tokens_of(every: list[Facts]) -> Tokens:
+    sums = TokenSums()
+    for one in every:
+        assert one.replica is not None
+        sums.add(one.work, one.replica.version)
+    return sums.tokens()
+
+
 def test_tokens_of_replicas_add_up() -> None:
     one = facts(prompt_tokens=100, computed_tokens=60, hbm_tokens=30, external_tokens=10, generated_tokens=5)
     assert tokens_of([one, one]) == Tokens(200, 120, 60, 20, 10, derived=False)
     assert tokens_of([]) == NO_TOKENS
-
-
-def test_gpus_that_nobody_holds_have_no_tokens() -> None:
-    assert tokens_of([facts(replica=None, prompt_tokens=7)]) == NO_TOKENS
 
 
 def test_one_part_that_is_unknown_makes_its_sum_unknown_and_no_other() -> None:

@@ -11,7 +11,15 @@ from kvtally.collectors.family import release, sample_names
 from kvtally.collectors.page import PageMapper
 from kvtally.collectors.quantities import CACHE, ENGINE
 from kvtally.collectors.vllm import VllmMapping
-from kvtally.collectors.vllm_families import CONNECTORS, FAMILIES, HISTOGRAMS, INFORMATION, NOT_READ, OFFLOAD
+from kvtally.collectors.vllm_families import (
+    CONNECTORS,
+    FAMILIES,
+    HISTOGRAMS,
+    INFORMATION,
+    NOT_READ,
+    OFFLOAD,
+    counters_of,
+)
 
 if TYPE_CHECKING:
     from kvtally.collectors.base import Reading
@@ -279,3 +287,14 @@ def test_time_spent_asking_lmcache_and_what_sparse_decoding_fetches_are_details_
     )
     (reading,) = PageMapper("h:1", [VllmMapping()]).read(page.encode())
     assert details(reading) == {"lmcache_lookup_ns": 500_000_000, "hisparse_load_bytes": 77}
+
+
+def test_quantities_are_told_by_the_counters_of_the_newest_page() -> None:
+    by_source = "vllm:prompt_tokens_by_source_total"
+    assert counters_of(["hbm_tokens"]) == [f'{by_source}{{source="local_cache_hit"}}']
+    assert counters_of(["computed_tokens", "steps", "hbm_tokens"]) == [by_source, "vllm:iteration_tokens_total_count"]
+    assert counters_of(["prefill_ns", "step_tokens"]) == [
+        "vllm:request_prefill_time_seconds_sum",
+        "vllm:iteration_tokens_total_sum",
+    ]
+    assert counters_of(["no quantity"]) == ["no quantity"]

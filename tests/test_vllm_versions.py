@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.vllm_pages import ENGINE, multiprocess, number, openmetrics, page, ray, samples
 
-from kvtally.agent.facts import WORK, Facts, Replica
+from kvtally.agent.facts import WORK
 from kvtally.agent.identity import Identity, check
-from kvtally.agent.unit_cost import Tokens, tokens_of
+from kvtally.agent.unit_cost import Tokens, TokenSums
 from kvtally.collectors.page import PageMapper
 from kvtally.collectors.quantities import QUANTITIES
 from kvtally.collectors.vllm import VllmMapping
@@ -186,8 +186,9 @@ def test_what_is_charged_for_is_the_same_in_every_version(version: str, is_told:
     reading, *_ = read(page(version), version if is_told else None)
     counts = values(reading)
     work = {name: None if (count := counts[name]) is None else round(count) for name in WORK}
-    replica = Replica(1, "a/0", "m", version if is_told else None, (), "", "on-demand", "", {})
-    found = tokens_of([Facts(replica, 0, work, {}, (), None, 0, 1, 1.0, False)])
+    sums = TokenSums()
+    sums.add(work, version if is_told else None)
+    found = sums.tokens()
     is_derived = number(version) < (0, 16)
     if number(version) < (0, 11, 1):  # what came through a connector is told by nobody: it counts as computed
         assert found == Tokens(1049, 681, 368, 0, 50, derived=True)
