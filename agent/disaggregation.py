@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kvtally.agent.facts import Replica
 
 PREFILL, DECODE, BOTH = "prefill", "decode", "both"
+ROLE = 'role = "decode" (or "prefill", or "both")'  # as settings of an [[engine]]
 LOCAL, ASKED = "computed_at_decode_tokens", "prompt_at_decode_tokens"
 # of a decode engine's prompt tokens, those that it may compute itself as the rest of what it was handed: a block or a
 # token of each. Above that it serves whole requests

@@ -13,11 +13,12 @@ import msgspec
 
 from kvtally.agent import engine_command, placement
 from kvtally.agent.device_nodes import Nodes, nodes_of
+from kvtally.collectors.bounded_file import read_bounded
 from kvtally.collectors.host import descendants, parents
 from kvtally.collectors.registry import SOURCES, sources_on
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from kvtally.agent.placement import Host
 
@@ -25,13 +26,15 @@ LISTENING = "0A"
 PATH = "/metrics"
 PATH_OF_TENSORRT_LLM = "/prometheus/metrics"  # its /metrics is JSON of another kind
 BIRTH = re.compile(rb"^vllm[:_]prompt_tokens_created.*", re.MULTILINE)  # the same on every port that shows an engine
+CONFIG_BYTES = 64 << 10  # of LMCache's file
 UNSEEN = "its process is not to be seen here: it needs the same user or root, and the same PID namespace"
 
 
 class FoundEngine(NamedTuple):
     """One engine that answers here.
 
-    url                its page, "http://127.0.0.1:8000/metrics"
+    url                its page, "http://127.0.0.1:8000/metrics"; of one that config lists and that wants TLS,
+                       credentials or another path, the port alone is sure
     name               "127.0.0.1:8000"
     pid                root of its process tree, None where it is not to be seen
     gpus               UUIDs in the order of its ranks; () for none, None for unknown
@@ -61,7 +64,7 @@ class FoundEngine(NamedTuple):
 class FoundPage(NamedTuple):
     """A page of this host that is no engine's.
 
-    sources     that it shows (kvtally.collectors.registry)
+    sources     that it shows (kvtally.collectors.registry); none of one that config lists and that is not shown to us
     pid         of its server, None where that is not to be seen
     kv_paths    directories of KV that the server's command line names, in its own mount namespace
     """
@@ -114,6 +117,8 @@ def find(
     probe: Callable[[str], bytes | None],
     proc: str = "/proc",
     *,
+    listed_engines: Collection[int] = (),
+    listed_pages: Collection[int] = (),
     gpu_uuids_by_index: Sequence[str] | None = None,
     compute_pids: Mapping[str, Sequence[int]] | None = None,
     mig_instances: Mapping[str, Sequence[str]] | None = None,
@@ -121,11 +126,16 @@ def find(
 ) -> Discovered:
     """Find the engines on these ports and map each to its GPUs, and the other pages that kvtally reads.
 
-    `probe` gives the body of a URL or None, within its own time-out. What is known of GPUs is NVML's; None where there
-    is no NVML, which is not the same as no GPU.
+    `probe` gives the body of a URL, b"" where another status than 200 is the answer, or None, within its own time-out.
+    What serves a port that config lists is described by its process where the probe has no page of it. What is known
+    of GPUs is NVML's; None where there is no NVML, which is not the same as no GPU.
     """
     processes = _Processes(proc)
-    asked = [_ask(listener, probe, processes) for listener in listeners(ports, proc)]
+    listed = {*listed_engines, *listed_pages}
+    asked = [
+        _ask(listener, probe, processes) or _listed(listener, listed_engines, listed_pages, processes)
+        for listener in listeners(ports, proc, listed)
+    ]
     answers = _each_engine_once([answer for answer in asked if isinstance(answer, _Answer)])
     has_own_pids = bool(compute_pids) and not placement.numbers_as_host(proc)
     host = placement.Host(
@@ -148,8 +158,11 @@ def find(
 
 #   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
 #    0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 48213 1 ...
-def listeners(ports: Iterable[int], proc: str = "/proc") -> list[Listener]:
-    """Which of the ports listen on loopback or on every address; all of them where the kernel does not tell."""
+def listeners(ports: Iterable[int], proc: str = "/proc", listed: Collection[int] = ()) -> list[Listener]:
+    """Which of the ports listen on loopback or on every address; all of them where the kernel does not tell.
+
+    Those that config lists are found at another address of this host, too, and have no hosts to try there.
+    """
     wanted = dict.fromkeys(ports)
     try:
         sockets = list(_listening(Path(proc, "net", "tcp")))
@@ -159,16 +172,17 @@ def listeners(ports: Iterable[int], proc: str = "/proc") -> list[Listener]:
         sockets += _listening(Path(proc, "net", "tcp6"))
     found = []
     for port in wanted:
-        here = [(hosts, inode) for hosts, bound, inode in sockets if bound == port]
+        everywhere = [(hosts, inode) for hosts, bound, inode in sockets if bound == port]
+        here = [one for one in everywhere if one[0]] or (everywhere if port in listed else [])
         # an IPv4 socket answers first; one bound to [::] may take IPv4 as well
         hosts = dict.fromkeys(host for hosts, _ in sorted(here) for host in hosts)
-        if hosts:
+        if here:
             found.append(Listener(port, tuple(hosts), frozenset(inode for _, inode in here)))
     return found
 
 
 def _listening(table: Path) -> Iterator[tuple[tuple[str, ...], int, str]]:
-    """Hosts to try, port and inode of every socket of one table that listens locally."""
+    """Hosts to try, port and inode of every socket of one table that listens; no hosts where that is not locally."""
     with table.open(encoding="ascii") as lines:
         next(lines, None)
         for line in lines:
@@ -176,9 +190,7 @@ def _listening(table: Path) -> Iterator[tuple[tuple[str, ...], int, str]]:
             if fields[3] != LISTENING:
                 continue
             address, _, port = fields[1].partition(":")
-            hosts = _hosts(address)
-            if hosts:
-                yield hosts, int(port, 16), fields[9]
+            yield _hosts(address), int(port, 16), fields[9]
 
 
 def _hosts(address: str) -> tuple[str, ...]:
@@ -208,14 +220,32 @@ def _ask(listener: Listener, probe: Callable[[str], bytes | None], processes: _P
             continue
         kind = next((name for name in shown if SOURCES[name].is_engine), None)
         if kind is None:
-            pid = processes.behind(listener.inodes).holder
-            arguments, environment = processes.told(pid)
-            paths = engine_command.kv_paths(arguments, environment)
-            return FoundPage(f"http://{host}:{listener.port}{path}", f"{host}:{listener.port}", shown, pid, paths)
+            return _page(f"{host}:{listener.port}", path, shown, processes.behind(listener.inodes), processes)
         version = version_told(probe(f"http://{host}:{listener.port}/version"))
         birth = b"\n".join(BIRTH.findall(page))
         return _Answer(listener.port, host, path, kind, version, birth, processes.behind(listener.inodes))
     return None
+
+
+def _listed(
+    listener: Listener, engines: Collection[int], pages: Collection[int], processes: _Processes
+) -> _Answer | FoundPage | None:
+    """Who serves what config lists at this port, whose page wants TLS, credentials, a path of its own or more time."""
+    if not listener.inodes:
+        return None
+    host = next(iter(listener.hosts), "127.0.0.1")
+    server = processes.behind(listener.inodes)
+    if listener.port in engines:
+        kind = engine_command.engine_of(processes.told(server.root)[0])
+        return _Answer(listener.port, host, PATH, kind, None, b"", server)
+    if listener.port in pages:
+        return _page(f"{host}:{listener.port}", PATH, (), server, processes)
+    return None
+
+
+def _page(name: str, path: str, shown: tuple[str, ...], server: _Server, processes: _Processes) -> FoundPage:
+    """Describe a page that is no engine's by the process that serves it."""
+    return FoundPage(f"http://{name}{path}", name, shown, server.holder, processes.kv_paths(server.holder))
 
 
 # GET /version -> {"version":"0.25.1"}
@@ -278,7 +308,7 @@ def _engine(
         gpu_evidence=where.evidence,
         tensor_parallel=needed.tensor,
         pipeline_parallel=needed.pipeline,
-        kv_paths=engine_command.kv_paths(arguments, environment),
+        kv_paths=processes.kv_paths(root),
         data_parallel=None if needed.gpus is None else ranks,
         logs_scrapes=engine_command.logs_scrapes(arguments),
         command_pid=command_pid,
@@ -323,6 +353,17 @@ class _Processes:
     def told(self, pid: int | None) -> tuple[tuple[str, ...], dict[str, str]]:
         """Both of a process that may be unknown."""
         return ((), {}) if pid is None else (self.arguments(pid), self.environment(pid))
+
+    def kv_paths(self, pid: int | None) -> tuple[str, ...]:
+        """Directories of KV that a process' command line, environment or file of LMCache's settings names."""
+        arguments, environment = self.told(pid)
+        config = environment.get(engine_command.LMCACHE_FILE, "")
+        content = b""
+        if config:
+            place = f"{self._proc}/{pid}/{'root' if config.startswith('/') else 'cwd/'}{config}"
+            with contextlib.suppress(OSError):
+                content = read_bounded(place, CONFIG_BYTES)[1]
+        return engine_command.kv_paths(arguments, environment, content.decode("utf-8", "replace"))
 
     def tree(self, root: int | None) -> list[int]:
         """A process and all below it."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvtally.agent.joins import named_engines
+from kvtally.agent.disaggregation import ROLE
+from kvtally.agent.facts import among, in_config
+from kvtally.agent.finding import plural
+from kvtally.agent.joins import is_transfer, named_engines
 from kvtally.agent.readiness import (
     Around,
     Lacking,
@@ -15,9 +18,10 @@ from kvtally.agent.readiness import (
     unknown,
     value,
 )
-from kvtally.collectors.base import Collector, Reading, Scrape, scrape
+from kvtally.collectors.base import CollectError, Collector, Reading, Scrape, scrape
+from kvtally.collectors.lmcache import is_unhealthy
 from kvtally.collectors.quantities import QUANTITIES
-from kvtally.collectors.registry import SOURCES, titles
+from kvtally.collectors.registry import title_of, titles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from kvtally.agent.look import Found
     from kvtally.agent.replica import About
     from kvtally.agent.sources import Sources
+    from kvtally.collectors.engine_page import EnginePage
     from kvtally.collectors.side_page import SidePage
 
 
@@ -47,6 +52,17 @@ class Checked(NamedTuple):
     not_counted: tuple[str, ...] = ()
     readiness: Readiness | None = None
     warnings: tuple[str, ...] = ()
+
+
+class Kept(NamedTuple):
+    """What the ledger holds.
+
+    writer      the number of the process that writes it now; "" for none
+    newest_ns   the end of its newest engine interval, unix nanoseconds; None where it has none
+    """
+
+    writer: str
+    newest_ns: int | None
 
 
 # connector, by the beginning of its class -> how its own families are had
@@ -85,7 +101,8 @@ def examine(
     config = found.config or config
     unsafe = _unsafe(config)
     checked = [
-        _engine(page.name, page.url, sources.abouts, taken, restricted=page.restricted) for page in sources.engines
+        _with_health(_engine(page.name, page.url, sources.abouts, taken, restricted=page.restricted), page)
+        for page in sources.engines
     ]
     if not checked:
         checked.append(_no_engine(config))
@@ -94,11 +111,32 @@ def examine(
     pages = {page.source: page for page in sources.pages}
     names = {page.name for page in sources.engines}
     for collector in others:
-        own = _other(taken.others[collector.source], pages.get(collector.source), names)
+        page = pages.get(collector.source)
+        own = _with_health(_other(taken.others[collector.source], page, names), page)
         limits = [Lacking(what, why) for what, why in getattr(collector, "limits", {}).items()]
         checked.append(own._replace(missing=(*own.missing, *limits)))
     checked += [Checked("scrape.file_sd", "partial", complaint) for complaint in found.complaints]
     return [one._replace(warnings=unsafe.get(one.target, ())) for one in checked]
+
+
+_UNHEALTHY = Lacking(
+    "a working LMCache",
+    "lmcache_is_healthy is 0: its lookups find nothing, and its hits are silently 0",
+    "LMCache's log says why; a restart of the engine brings it back",
+)
+
+
+def _with_health(checked: Checked, page: EnginePage | SidePage | None) -> Checked:
+    """What was found of a page, and whether its LMCache says that it is out of order: on the whole page alone."""
+    if page is None or checked.state not in {"ok", "partial"} or "lmcache" not in page.sources:
+        return checked
+    try:
+        body = page.page()
+    except CollectError:
+        return checked
+    if not is_unhealthy(body):
+        return checked
+    return checked._replace(state="partial", missing=(_UNHEALTHY, *checked.missing))
 
 
 def _unsafe(config: Config) -> dict[str, tuple[str, ...]]:
@@ -146,6 +184,9 @@ def _engine(name: str, url: str, abouts: Mapping[str, About], taken: Taken, *, r
         hint = next(hint for start, hint in _OUTER.items() if connector.startswith(start))
         lost = "tokens come from an outer tier, and which tier and how long loading took is unknown"
         missing.append(Lacking("the outer tier's families", lost, hint))
+    if not (about.role or about.facts.get("role")) and (ways := _handed_by(engines, caches)):
+        lost = f"KV comes to it from other engines ({ways}): prompts count where they were prefilled and here again"
+        missing.append(Lacking("its role", f"{lost}, and transfers as reuse", f"say it {in_config('url', url, ROLE)}"))
     counted, not_counted = _counted(engines)
     around = Around(
         {reading.name: reading for reading in taken.readings("gpu")},
@@ -168,11 +209,19 @@ def _engine(name: str, url: str, abouts: Mapping[str, About], taken: Taken, *, r
     )
 
 
+def _handed_by(engines: Sequence[Reading], caches: Sequence[Reading]) -> str:
+    """What the transfers are called by which an engine has got KV from others; "" where it has got none so."""
+    if not any(value(one, "external_tokens") for one in engines):
+        return ""
+    moving = [
+        one for one in caches if is_transfer(one.attributes) and (value(one, "load_bytes") or value(one, "loads"))
+    ]
+    return ", ".join(sorted({one.attributes.get("cache", one.name) for one in moving}))
+
+
 def _summary(engines: Sequence[Reading], caches: Sequence[Reading], *, restricted: bool) -> str:
     first = engines[0].attributes
-    kind = first.get("engine", "")
-    title = SOURCES[kind].title if kind in SOURCES else kind
-    parts = [f"{title} {first.get('version', 'version unknown')}", first.get("model", "")]
+    parts = [f"{title_of(first.get('engine', ''))} {first.get('version', 'version unknown')}", first.get("model", "")]
     parts.append(f"{len(engines)} ranks" if len(engines) > 1 else "")
     parts += [f"cache: {cache.attributes.get('cache') or cache.attributes.get('source')}" for cache in caches]
     parts.append("asked for the wanted families alone" if restricted else "whole page read")
@@ -260,42 +309,49 @@ def _shown(reading: Reading) -> str:
         gpm = value(reading, "gpm_ns") is not None
         return f"{reading.name} {reading.attributes.get('sku', '')} ({'with' if gpm else 'without'} GPM)"
     if reading.kind == "process":
-        processes = int(value(reading, "processes") or 0)
-        return f"{processes} process{'' if processes == 1 else 'es'}"
+        return plural(int(value(reading, "processes") or 0), "process")
     if paths := reading.attributes.get("paths"):
         return f"{reading.name}, {reading.attributes.get('fstype', '')}, holds {paths}"
     mounts = reading.attributes.get("mounts")
     return f"{reading.name} ({mounts})" if mounts else reading.name
 
 
-def answer_of(checked: Sequence[Checked]) -> dict[str, Any]:
-    """The answer as it prints in JSON."""
+def answer_of(checked: Sequence[Checked], kept: Kept | None = None) -> dict[str, Any]:
+    """The answer as it prints in JSON; `kept` is what the ledger holds."""
     metered = [one for one in checked if one.target.startswith("engine ") and one.state in {"ok", "partial"}]
     ready = [one.readiness for one in metered if one.readiness is not None and one.readiness.is_due]
+    failed = [one.target.removeprefix("engine ") for one in checked if _is_lost(one)]
     good, due, able = len(metered), len(ready), sum(one.rung is not None for one in ready)
     return {
         "targets": [_as_json(one) for one in checked],
         "metered_engines": good,
+        "engines_failed": len(failed),
         "engines_with_savings": able,
         "engines_without_savings": due - able,
-        "verdict": _verdict(good, due, able),
+        "verdict": _verdict(good, failed, due, able, kept or Kept("", None)),
     }
 
 
-def _verdict(good: int, due: int, able: int) -> str:
-    """What it comes to: engines that can be metered, those of them with savings due, and those whose can be told."""
+def _is_lost(one: Checked) -> bool:
+    return one.state == "failed" and one.target.startswith("engine ")
+
+
+def _verdict(good: int, failed: Sequence[str], due: int, able: int, kept: Kept) -> str:
+    """What it comes to: engines that can be metered or not, those with savings due, and those whose can be told."""
     if not good:
         return "Nothing can be metered here yet."
-    verdict = f"{good} engine{'s' if good != 1 else ''} can be metered: `kvtally run` does it."
+    does = f"process {kept.writer} writes the ledger" if kept.writer else "`kvtally run` does it"
+    verdict = f"{plural(good, 'engine')} can be metered: {does}."
+    if failed:
+        verdict += f" {len(failed)} cannot be: {among(failed)}; see above."
     if not due:
         return verdict
     if not able:
         return f"{verdict} No savings can be told yet: see above."
+    when = "once there is evidence" if kept.newest_ns is None else "as far as there is evidence: `kvtally savings`"
     if able < due:
-        return (
-            f"{verdict} Savings of {able} of them can be told once there is evidence, of {due - able} not: see above."
-        )
-    return f"{verdict} Savings can be told once there is evidence."
+        return f"{verdict} Savings of {able} of them can be told {when}; of {due - able} not: see above."
+    return f"{verdict} Savings can be told {when}."
 
 
 def _as_json(one: Checked) -> dict[str, Any]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 # Only these leave an environment; everything else in it may be a secret
 HICACHE_FOLDER = "SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR"
 PATH_VARIABLES = ("LMCACHE_LOCAL_DISK", "LMCACHE_GDS_PATH", "LMCACHE_REMOTE_URL", HICACHE_FOLDER)
-VARIABLES = ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", *PATH_VARIABLES)
+LMCACHE_FILE = "LMCACHE_CONFIG_FILE"  # YAML; where it is named, LMCache takes its settings from there
+VARIABLES = ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", LMCACHE_FILE, *PATH_VARIABLES)
 MODEL_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME")
 # Every option goes by the name that vLLM gives it; no engine has another meaning for one of these
 OTHER_NAMES = {
@@ -44,9 +46,13 @@ OTHER_NAMES = {
 FILE_OPTIONS = frozenset(("--config", "--extra-llm-api-options", "--extra-engine-args", "--override-engine-args"))
 # JSON: vLLM's, SGLang's, and that of LMCache's server
 PATH_OPTIONS = frozenset(("--kv-transfer-config", "--hicache-storage-backend-extra-config", "--l2-adapter"))
+# may stand more than once, each a cache tier of its own; of any other option the last one wins
+_REPEATED = frozenset(("--l2-adapter",))
 PATH_KEYS = frozenset(
-    ("base_path", "disk_path", "gds_path", "local_disk", "root_dir", "shared_storage_path", "storage_dir")
+    ("base_path", "disk_path", "file_path", "gds_path", "local_disk", "root_dir", "shared_storage_path", "storage_dir")
 )
+# local_disk: "file:///mnt/nvme0/"  |  remote_url: fs:///mnt/shared  |  below extra_config, nixl_path: /mnt/kv
+_LMCACHE_LINE = re.compile(r"^[ \t]*(?:local_disk|gds_path|remote_url|nixl_path)[ \t]*:[ \t]+(.*)$", re.MULTILINE)
 
 
 class Engine(NamedTuple):
@@ -162,7 +168,11 @@ def _program_words(arguments: Sequence[str]) -> list[tuple[int, str]]:
 
 def options(arguments: Sequence[str]) -> dict[str, str]:
     """Options as the engines' parsers take them: `--name value`, `--name=value`, `_` for `-`, the last one wins."""
-    found = {}
+    return dict(_given(arguments))
+
+
+def _given(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Options in their order, each time that they stand there."""
     for position, word in enumerate(arguments):
         name, equals, value = word.partition("=")
         if not name.startswith("-"):
@@ -171,8 +181,7 @@ def options(arguments: Sequence[str]) -> dict[str, str]:
             value = arguments[position + 1]
         head, dot, tail = name.partition(".")  # --kv-transfer-config.kv_role: keys of JSON keep their form
         plain = head.replace("_", "-")
-        found[OTHER_NAMES.get(plain, plain) + dot + tail] = value
-    return found
+        yield OTHER_NAMES.get(plain, plain) + dot + tail, value
 
 
 def sizes(arguments: Sequence[str]) -> Sizes:
@@ -201,13 +210,19 @@ def logs_scrapes(arguments: Sequence[str]) -> bool | None:
     return "/metrics" not in given.get("--disable-access-log-for-endpoints", "").split(",")
 
 
-def kv_paths(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Directories of KV cache tiers that the command line or the environment name, as the engine sees them."""
+def kv_paths(arguments: Sequence[str], environment: Mapping[str, str], lmcache_config: str = "") -> tuple[str, ...]:
+    """Directories of KV cache tiers that the command line or the environment name, as the engine sees them.
+
+    lmcache_config  what stands in the file that LMCACHE_FILE names
+    """
     named: list[str] = [environment.get(name, "") for name in PATH_VARIABLES]
+    named += (line.partition(" #")[0].strip().strip("\"'") for line in _LMCACHE_LINE.findall(lmcache_config))
     given = options(arguments)
     if given.get("--hicache-storage-backend") == "file" and HICACHE_FOLDER not in environment:
         named.append("/tmp/hicache")  # noqa: S108  # SGLang's own default
-    for name, value in given.items():
+    once = {name: value for name, value in given.items() if name not in _REPEATED}
+    repeated = (one for one in _given(arguments) if one[0] in _REPEATED)
+    for name, value in (*once.items(), *repeated):
         if name.startswith("--kv-transfer-config."):
             named += _paths_in({name.rpartition(".")[2]: value})
         elif name in PATH_OPTIONS:

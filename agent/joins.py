@@ -23,12 +23,18 @@ def caches_behind(
 
     A transfer from a prefill to a decode engine is none: nobody was spared the prefill.
     """
-    return [
-        cache
-        for cache in caches
-        if not is_transfer(cache.attributes)
-        and (_is_named(cache.attributes, engine) or _is_near(cache.name, engine, engines))
-    ]
+    return [one for one in _joined(engine, caches, engines) if not is_transfer(one.attributes)]
+
+
+def transfers_of(
+    engine: str, caches: Iterable[CacheTarget], engines: Collection[str] = frozenset()
+) -> list[CacheTarget]:
+    """The caches by which KV is handed to this engine or from it; `engines` as above."""
+    return [one for one in _joined(engine, caches, engines) if is_transfer(one.attributes)]
+
+
+def _joined(engine: str, caches: Iterable[CacheTarget], engines: Collection[str]) -> list[CacheTarget]:
+    return [one for one in caches if _is_named(one.attributes, engine) or _is_near(one.name, engine, engines)]
 
 
 def is_transfer(attributes: Mapping[str, str]) -> bool:

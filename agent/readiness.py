@@ -169,7 +169,7 @@ def _version(reading: Reading) -> list[Lacking]:
 
 def _mapping(url: str, about: About) -> list[Lacking]:
     if about.gpus is None:
-        hint = f"{about.mapping}. Name them {in_config(url, GPUS)}"
+        hint = f"{about.mapping}. Name them {in_config('url', url, GPUS)}"
         return [Lacking(GPUS_UNKNOWN, "no money: tokens and seconds only", hint)]
     return []
 
@@ -190,7 +190,7 @@ def _counters(engine: Reading) -> list[Lacking]:
 def _shape(about: About, around: Around) -> list[Lacking]:
     text = about.facts.get("shape")
     if not text:
-        hint = f"say where its config.json lies, {in_config(around.url, MODEL_CONFIG)}"
+        hint = f"say where its config.json lies, {in_config('url', around.url, MODEL_CONFIG)}"
         return [Lacking("the shape of its model", "no step law can be set up", hint)]
     try:
         shape_of(json.loads(text))

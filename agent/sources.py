@@ -43,7 +43,7 @@ class Sources:
         self._pids: dict[str, int | None] = {}
         self._disks: list[Collector] = [BlockDevices()] if config.host.disks else []
         self.abouts: dict[str, About] = {}
-        self._given = {engine.name: _given_facts(engine) for engine in config.engines}
+        self._given = {engine.name: given_facts(engine) for engine in config.engines}
         self._absent: dict[str, int] = {}
         self._told: set[str] = set()  # engines whose command line says how they are run
         for engine in config.engines:
@@ -114,7 +114,7 @@ class Sources:
                 self._drop_page(name)
         for engine in config.engines:
             if was.get(engine.name) != engine:
-                self._given[engine.name] = _given_facts(engine)
+                self._given[engine.name] = given_facts(engine)
                 self._add(engine, None)
         for page in config.pages:
             self._add_page(page)
@@ -184,11 +184,7 @@ class Sources:
 
     def _facts(self, engine: Engine, told: Mapping[str, str]) -> dict[str, str]:
         """How an engine is run by what its process tells; what config gives goes before that."""
-        facts = {**self._given.get(engine.name, {}), **told}
-        by_hand = {"connector": engine.connector} if engine.connector else {}
-        if engine.token_budget is not None:
-            by_hand["token_budget"] = str(engine.token_budget)
-        return facts | by_hand
+        return {**self._given.get(engine.name, {}), **told, **by_hand(engine)}
 
     def _drop(self, name: str) -> None:
         """Forget an engine that nobody names or finds any more; its counters stay in the ledger for its return.
@@ -257,13 +253,19 @@ def _is_gone(pid: int | None) -> bool:
     return pid is not None and not os.path.exists(f"/proc/{pid}")  # noqa: PTH110  # one call
 
 
-def _given_facts(engine: Engine) -> dict[str, str]:
+def given_facts(engine: Engine) -> dict[str, str]:
     """What the file tells that config names; ConfigError where there is no model's config."""
     facts = facts_of_process(None, model_config=engine.model_config) if engine.model_config else {}
     if engine.model_config and not facts:
         reason = f"model_config: {engine.model_config} is no config.json of a model, and no folder that holds one"
         raise ConfigError(f"engine {engine.name}", reason, "name the file that lies beside the model's weights")
     return facts
+
+
+def by_hand(engine: Engine) -> dict[str, str]:
+    """What config itself says of how an engine is run."""
+    told = {"connector": engine.connector} if engine.connector else {}
+    return told if engine.token_budget is None else {**told, "token_budget": str(engine.token_budget)}
 
 
 def about_of(engine: Engine, found: FoundEngine | None, facts: Mapping[str, str] = {}) -> About:

@@ -147,6 +147,59 @@ def test_a_server_that_is_no_engine_is_passed_over(machine: Machine) -> None:
     assert machine.asked == [*tried, "http://127.0.0.1:8001/metrics"]
 
 
+@pytest.mark.parametrize(("answer", "names"), [(b"", ["127.0.0.1:8000"]), (None, [])])
+def test_tensorrt_llm_is_found_where_its_metrics_stand_elsewhere_alone(
+    machine: Machine, answer: bytes | None, names: list[str]
+) -> None:
+    """Another status than 200 is an answer; a port that gives none, and may hang, is asked once."""
+    machine.sockets(tcp=[(ANY, 8000, 1)])
+    if answer is not None:
+        machine.pages["http://127.0.0.1:8000/metrics"] = answer
+    machine.pages["http://127.0.0.1:8000/prometheus/metrics"] = b"trtllm_request_success_total 5.0\n"
+    assert [found.name for found in machine.find()] == names
+
+
+def test_what_config_lists_is_found_by_its_process_where_its_page_is_not_shown(machine: Machine) -> None:
+    """It may want TLS, credentials or another path."""
+    machine.sockets(tcp=[(ANY, 8443, 77), (LOOPBACK, 8080, 78), (ANY, 9443, 79)])
+    told = {"LMCACHE_LOCAL_DISK": "file:///mnt/kv", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    machine.process(100, 1, "vllm serve m -tp 2 -dp 2 --ssl-keyfile k", told, (77,))
+    machine.process(200, 1, 'python3 /bin/lmcache server --l2-adapter {"base_path":"/mnt/shared"}', {}, (78,))
+    machine.process(300, 1, "vllm serve other", {}, (79,))
+
+    def look(engines: tuple[int, ...] = (), pages: tuple[int, ...] = ()) -> Discovered:
+        asked, proc, gpus = (8443, 8080, 9443), str(machine.root), (A, B, C, D)
+        return find(asked, machine.probe, proc, listed_engines=engines, listed_pages=pages, gpu_uuids_by_index=gpus)
+
+    assert look() == ((), ())
+    (engine,), (page,) = look((8443,), (8080,))
+    assert (engine.pid, engine.command_pid, engine.engine_kind, engine.version) == (100, 100, "vllm", None)
+    assert (engine.url, engine.kv_paths) == ("http://127.0.0.1:8443/metrics", ("/mnt/kv",))
+    assert (engine.tensor_parallel, engine.data_parallel, engine.logs_scrapes) == (2, 2, True)
+    assert engine.gpus == (A, B, C, D)
+    assert page == FoundPage("http://127.0.0.1:8080/metrics", "127.0.0.1:8080", (), 200, ("/mnt/shared",))
+
+
+def test_what_config_lists_is_found_at_any_address_of_this_host(machine: Machine) -> None:
+    machine.sockets(tcp=[(OUTSIDE, 8000, 77), (OUTSIDE, 8001, 78)])
+    machine.process(100, 1, "vllm serve m", {"CUDA_VISIBLE_DEVICES": "1"}, (77,))
+    (found,) = find((8000, 8001), machine.probe, str(machine.root), gpu_uuids_by_index=(A, B), listed_engines=[8000])[0]
+    assert (found.pid, found.gpus) == (100, (B,))
+    assert machine.asked == []
+    # where a port is bound here as well, it is the one here that is meant
+    machine.sockets(tcp=[(OUTSIDE, 8000, 77), (LOOPBACK, 8000, 79)])
+    assert listeners((8000,), str(machine.root), (8000,)) == [Listener(8000, ("127.0.0.1",), frozenset({"79"}))]
+
+
+def test_a_program_before_a_listed_engine_is_named_and_is_none(machine: Machine) -> None:
+    machine.sockets(tcp=[(ANY, 8443, 77)])
+    machine.process(100, 1, "/usr/sbin/nginx -g", {}, (77,))
+    (found,) = find((8443,), machine.probe, str(machine.root), gpu_uuids_by_index=(A,), listed_engines=(8443,)).engines
+    assert (found.pid, found.gpu_evidence) == (None, "mapping unknown: nginx holds the port, no engine of this host")
+    (machine.root / "net" / "tcp").unlink()  # nothing tells that anything listens there
+    assert find((8443,), machine.probe, str(machine.root), listed_engines=(8443,)).engines == ()
+
+
 def test_a_page_of_a_cache_is_found_beside_the_engines(machine: Machine) -> None:
     machine.sockets(tcp=[(LOOPBACK, 8000, 1), (LOOPBACK, 8080, 2)])
     machine.engine("127.0.0.1:8000")
@@ -186,6 +239,24 @@ def test_an_engine_is_described_by_its_topmost_process(machine: Machine) -> None
         "command_pid": 100,
     }
     assert "SECRET" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("named", "place"), [("/etc/lmcache.yaml", "root/etc/lmcache.yaml"), ("own/lmcache.yaml", "cwd/own/lmcache.yaml")]
+)
+def test_folders_are_read_off_the_file_of_lmcaches_settings_as_the_engine_sees_it(
+    machine: Machine, named: str, place: str
+) -> None:
+    machine.sockets(tcp=[(ANY, 8000, 77)])
+    machine.engine("127.0.0.1:8000")
+    machine.process(100, 1, "vllm serve m", {"LMCACHE_CONFIG_FILE": named}, (77,))
+    assert machine.find()[0].kv_paths == ()
+    file = machine.root / "100" / place
+    file.parent.mkdir(parents=True)
+    file.write_text("local_disk: file:///mnt/nvme0/\n")
+    assert machine.find()[0].kv_paths == ("/mnt/nvme0",)
+    file.write_text("local_disk: file:///mnt/nvme0/\n" + "#" * 65536)  # whatever that is, it is no such file
+    assert machine.find()[0].kv_paths == ()
 
 
 def test_a_listener_below_the_engine_leads_up_to_it(machine: Machine) -> None:

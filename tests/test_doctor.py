@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from tests.ledgers import SECOND, START, Deployment, FakeEngine, new_ledger
 from tests.loopback import Server, answer
 
+from kvtally.agent.cli.doctor import _age
 from kvtally.agent.config import Access, Config, Engine, Gpu
 from kvtally.agent.config import Page as Listed
 from kvtally.agent.doctor import answer_of, examine
+from kvtally.agent.ledger.place import WriterLock
 from kvtally.agent.look import Found
 from kvtally.agent.model_shape import shape_text
 from kvtally.agent.render.listing import doctor_table
@@ -104,7 +109,9 @@ def doctor(kvtally: Call) -> Iterator[Callable[..., tuple[int, str]]]:
     """Calls the doctor on what is served: its status, and what it shows, with ports counted up from 8000."""
     with ExitStack() as stack:
 
-        def call(*served: Served, form: str = "json", scrape: str = "") -> tuple[int, str]:
+        def call(
+            *served: Served, form: str = "json", scrape: str = "", ledger: str = "/nowhere/ledger.db"
+        ) -> tuple[int, str]:
             servers = [stack.enter_context(serving(one.page, one.version)) for one in served]
             named = {"first": FIRST_GPU, "second": SECOND_GPU, "model": str(LLAMA)}
             named |= {f"at{number}": server.origin for number, server in enumerate(servers)}
@@ -114,7 +121,7 @@ def doctor(kvtally: Call) -> Iterator[Callable[..., tuple[int, str]]]:
             )
             quiet = QUIET.replace("discover = false", f"discover = false\n{scrape}")
             Path("kvtally.toml").write_text(quiet + tables, encoding="utf-8")
-            status, out, err = kvtally("doctor", "--format", form, "--ledger", "sqlite:////nowhere/ledger.db")
+            status, out, err = kvtally("doctor", "--format", form, "--ledger", f"sqlite:///{ledger}")
             assert err == ""
             for number, server in enumerate(servers):
                 out = out.replace(server.origin, f"127.0.0.1:{8000 + number}")
@@ -182,6 +189,22 @@ def test_ports_that_were_tried_are_named_as_spans(kvtally: Call) -> None:
     status, out, _ = kvtally("doctor", "--format", "table")
     assert status == 1
     assert "no engine answers on this host's ports 1 to 5, 9" in out
+
+
+def test_an_engine_that_cannot_be_read_makes_the_answer_no_beside_one_that_can(
+    doctor: Callable[..., tuple[int, str]],
+) -> None:
+    able = (Served(V032, "0.32.0", told=MODEL), beside(DCGM))
+    gone = Served(V032, told='name = "gone"\naccess.bearer_token_file = "/nowhere/token"')
+    status, out = doctor(*able, gone)
+    assert (status, target(out, "engine gone")["state"]) == (1, "failed")
+    told = json.loads(out)
+    assert (told["metered_engines"], told["engines_failed"]) == (1, 1)
+    assert told["verdict"] == (
+        "1 engine can be metered: `kvtally run` does it. 1 cannot be: gone; see above. Savings can be told once there "
+        "is evidence."
+    )
+    assert (doctor(*able)[0], json.loads(doctor(*able)[1])["engines_failed"]) == (0, 0)
 
 
 def test_an_engine_whose_savings_can_be_told_is_ok_and_the_answer_is_yes(
@@ -316,6 +339,16 @@ def test_events_that_lmcache_dropped_make_its_counts_lower_bounds(doctor: Callab
     assert missing["costs"] == "LMCache has dropped 1,234 events since its start, so its counts are lower bounds"
 
 
+@pytest.mark.parametrize(("health", "lacks"), [(0, ["a working LMCache"]), (1, [])])
+def test_an_lmcache_that_says_it_is_out_of_order_is_told_on(
+    health: int, lacks: list[str], doctor: Callable[..., tuple[int, str]]
+) -> None:
+    page = V025_LMCACHE + f'lmcache:lmcache_is_healthy{{model_name="m"}} {health}.0\n'.encode()
+    _, out = doctor(Served(page, "0.25.1", told=MODEL), beside(DCGM))
+    assert [one["what"] for one in target(out)["missing"] if "LMCache" in one["what"]] == lacks
+    assert (target(out)["state"] == "partial") is bool(lacks)
+
+
 def test_a_gateway_that_is_told_of_no_cached_tokens_names_the_flag_of_vllm(
     doctor: Callable[..., tuple[int, str]],
 ) -> None:
@@ -400,13 +433,64 @@ def test_the_ledger_is_looked_at_too(kvtally: Call) -> None:
     }
     assert not Path(there).exists()
     kvtally("ledger", "upgrade", *arguments)
-    assert ledger(*arguments) == {"state": "ok", "summary": there, "hint": ""}
+    empty = f"{there}, nobody writes it now, no interval yet, no calibration kept"
+    assert ledger(*arguments) == {"state": "ok", "summary": empty, "hint": ""}
+    with WriterLock(there):
+        assert f", process {os.getpid()} writes it, " in ledger(*arguments)["summary"]
+    assert ledger(*arguments)["summary"] == empty
     Path(there).write_bytes(b"")
     assert ledger(*arguments)["hint"] == "run `kvtally ledger upgrade`"
     Path(there).write_text("this is no database, and long enough to be looked at " * 3, encoding="utf-8")
     damaged = ledger(*arguments)
     assert damaged["state"] == "failed"
     assert re.search("damaged or not a SQLite database", damaged["summary"])
+
+
+def test_a_ledger_with_evidence_says_how_new_it_is_and_that_savings_can_be_asked_for(
+    doctor: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    path = new_ledger(tmp_path)
+    deployment = Deployment(path, {"a:1": About(gpus=())})
+    engine = FakeEngine("a:1/0")
+    for second in range(0, 1200, 5):
+        deployment.scrape(START + second * SECOND, [engine])
+    deployment.close()
+    served = (Served(V032, "0.32.0", told=MODEL), beside(DCGM))
+    with WriterLock(path):
+        status, out = doctor(*served, ledger=path)
+    told = re.escape(f"{path}, process {os.getpid()} writes it, newest interval ")
+    assert re.fullmatch(told + r"\d+ \w+ old, no calibration kept", target(out, "ledger")["summary"])
+    assert (status, json.loads(out)["verdict"]) == (
+        0,
+        (
+            f"1 engine can be metered: process {os.getpid()} writes the ledger. Savings can be told as far as there is "
+            "evidence: `kvtally savings`."
+        ),
+    )
+    # some pages of it are overwritten, and not the first
+    whole = Path(path).stat().st_size
+    with Path(path).open("r+b") as file:
+        file.seek(whole * 2 // 3)
+        file.write(random.Random(1).randbytes(12_000))
+    _, out = doctor(*served, ledger=path)
+    damaged = target(out, "ledger")
+    assert (damaged["state"], "damaged" in damaged["summary"]) == ("failed", True)
+    assert json.loads(out)["verdict"].endswith("once there is evidence.")
+
+
+@pytest.mark.parametrize(
+    ("age_ns", "text"),
+    [
+        (-5, "0 seconds"),
+        (1_999_999_999, "1 second"),
+        (59 * SECOND, "59 seconds"),
+        (60 * SECOND, "1 minute"),
+        (7200 * SECOND, "2 hours"),
+        (90_000 * SECOND, "1 day"),
+    ],
+)
+def test_ages_are_told_in_the_largest_unit_that_they_fill(age_ns: int, text: str) -> None:
+    assert _age(age_ns) == text
 
 
 class Page(NamedTuple):
@@ -418,6 +502,7 @@ class Page(NamedTuple):
     restricted: bool = False
     url: str = URL
     limits: Mapping[str, str] = {}
+    sources: tuple[str, ...] = ()
 
     def collect(self) -> tuple[Reading, ...]:
         if isinstance(self.gives, Exception):
@@ -591,7 +676,7 @@ def test_the_verdict_counts_engines_and_their_savings() -> None:
     assert told == [
         "2 engines can be metered: `kvtally run` does it. Savings can be told once there is evidence.",
         (
-            "3 engines can be metered: `kvtally run` does it. Savings of 2 of them can be told once there is evidence, "
+            "3 engines can be metered: `kvtally run` does it. Savings of 2 of them can be told once there is evidence; "
             "of 1 not: see above."
         ),
         "1 engine can be metered: `kvtally run` does it. No savings can be told yet: see above.",
@@ -609,6 +694,11 @@ def test_an_engine_whose_gpus_nobody_knows_says_what_to_write() -> None:
         'gpus = ["GPU-…"]'
     )
     assert checked(Page("vllm", (vllm(),)), About(gpus=()))[0].missing == ()
+
+
+def test_every_engine_is_called_by_its_title() -> None:
+    engine = vllm()._replace(attributes={"engine": "tensorrt-llm", "model": "m"})
+    assert checked(Page("trtllm", (engine,)), HELD)[0].summary.startswith("TensorRT-LLM version unknown, m")
 
 
 def test_ranks_are_counted_and_a_restricted_page_is_said_so() -> None:
@@ -647,6 +737,26 @@ def test_an_outer_tier_without_its_families_has_the_hint_of_its_connector(connec
     assert hint in missing.hint
     cache = reading("cache", "127.0.0.1:8000/kv_offload", {"cache": "vllm offload"})
     assert checked(Page("vllm", (vllm(external_tokens=512.0), cache)), about)[0].missing == ()
+
+
+def test_an_engine_that_is_handed_kv_and_has_no_role_lacks_it() -> None:
+    moved = reading("cache", "127.0.0.1:8000/0/nixl", {"cache": "nixl", "transfer": "1"}, load_bytes=4096.0)
+    handed = Page("vllm", (vllm(external_tokens=512.0), moved))
+    (missing,) = checked(handed, HELD)[0].missing
+    assert missing == (
+        "its role",
+        (
+            "KV comes to it from other engines (nixl): prompts count where they were prefilled and here again, and "
+            "transfers as reuse"
+        ),
+        f'say it in kvtally.toml, in the [[engine]] with url = "{URL}": role = "decode" (or "prefill", or "both")',
+    )
+    known = (HELD._replace(role="both"), HELD._replace(facts={**FACTS, "role": "decode"}))
+    assert [checked(handed, about)[0].missing for about in known] == [(), ()]
+    # nothing was fetched, or nothing that was fetched was loaded
+    still = moved._replace(values=values_of("cache", {}))
+    for page in (Page("vllm", (vllm(external_tokens=512.0), still)), Page("vllm", (vllm(), moved))):
+        assert checked(page, HELD)[0].missing == ()
 
 
 def test_a_page_that_cannot_be_read_is_failed_with_its_reason() -> None:

@@ -155,6 +155,20 @@ TIERING = """{"kv_connector": "OffloadingConnector", "kv_connector_extra_config"
   "lmcache.local_disk": "file:///mnt/nvme2", "path_of_nothing": "/no"}}"""
 
 
+FIRST_ADAPTER = '{"type": "fs", "base_path": "/mnt/e"}'
+SECOND_ADAPTER = '{"type": "nixl_store", "backend": "POSIX", "backend_params": {"file_path": "/mnt/f"}}'
+LMCACHE_YAML = """\
+chunk_size: 256
+local_disk: "file:///mnt/nvme0/"  # fast
+#gds_path: /mnt/no
+gds_path: '/mnt/gds'
+remote_url: redis://user:secret@host:6379/0
+max_local_disk_size: 5.0
+extra_config:
+  nixl_path: /mnt/a#b, /mnt/c # shared
+"""
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "expected"),
     [
@@ -172,6 +186,9 @@ TIERING = """{"kv_connector": "OffloadingConnector", "kv_connector_extra_config"
         (["--hicache-storage-backend", "file"], {"SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": "/mnt/c"}, ("/mnt/c",)),
         (["--hicache-storage-backend", "mooncake"], {}, ()),
         (["--hicache-storage-backend-extra-config", '{"storage_dir": "/mnt/d"}'], {}, ("/mnt/d",)),
+        # every adapter of LMCache's server is a tier; vLLM takes the last of two configs
+        (["--l2-adapter", FIRST_ADAPTER, "--l2_adapter=" + SECOND_ADAPTER], {}, ("/mnt/e", "/mnt/f")),
+        (["--kv-transfer-config", FIRST_ADAPTER, "--kv-transfer-config", SECOND_ADAPTER], {}, ("/mnt/f",)),
         (["--kv-transfer-config", "{broken"], {}, ()),
         (["--kv-transfer-config"], {}, ()),
     ],
@@ -180,6 +197,12 @@ def test_directories_of_tiers_are_found(
     arguments: list[str], environment: Mapping[str, str], expected: tuple[str, ...]
 ) -> None:
     assert kv_paths(arguments, environment) == expected
+
+
+def test_directories_are_read_off_the_settings_of_lmcache() -> None:
+    expected = ("/mnt/own", "/mnt/nvme0", "/mnt/gds", "/mnt/a#b", "/mnt/c")
+    assert kv_paths([], {"LMCACHE_LOCAL_DISK": "/mnt/own"}, LMCACHE_YAML) == expected
+    assert kv_paths([], {}, "local_disk:\nremote_url: null\n") == ()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvtally.agent.joins import CacheTarget, caches_behind, is_transfer, named_engines
+from kvtally.agent.joins import CacheTarget, caches_behind, is_transfer, named_engines, transfers_of
 
 ENGINES = {"10.0.0.1:8000/0", "10.0.0.1:8000/1", "10.0.0.2:8000/0"}
 
@@ -40,6 +40,13 @@ def test_a_transfer_between_two_engines_is_no_cache_behind_either() -> None:
     assert is_transfer({"transfer": "1"})
     assert not behind("10.0.0.1:8000/0", "10.0.0.1:8000/0/nixl", transfer="1")
     assert not behind("10.0.0.1:8000/0", "10.0.0.9:1/nixl", transfer="1", engines="10.0.0.1:8000")
+
+
+def test_transfers_are_joined_as_caches_are() -> None:
+    first = CacheTarget(1, "10.0.0.1:8000/0/nixl", {"transfer": "1"})
+    other = CacheTarget(2, "10.0.0.1:8000/1/nixl", {"transfer": "1"})
+    cache = CacheTarget(3, "10.0.0.1:8000/lmcache", {})
+    assert transfers_of("10.0.0.1:8000/0", [first, other, cache], ENGINES) == [first]
 
 
 def test_names_are_told_one_by_one() -> None:

@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import func, select
 
+from kvtally.agent.joins import caches_behind, is_transfer, transfers_of
 from kvtally.agent.ledger import schema
 from kvtally.agent.ledger.columns import HOUR_NS, sum_columns
+from kvtally.agent.ledger.observed import cache_targets
+from kvtally.agent.ledger.read import replica_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kvtally.agent.ledger.read import LedgerReader
+    from kvtally.agent.facts import Replica
+    from kvtally.agent.ledger.read import LedgerReader, Target
     from kvtally.collectors.base import Kind
 
 
@@ -25,6 +29,45 @@ class Total(NamedTuple):
 
     length_ns: int
     counted: Mapping[str, int | None]
+
+
+class Handed(NamedTuple):
+    """KV that other engines handed to one whose role nobody tells.
+
+    tokens      that it loaded through its connector, all of them
+    caches      what the transfers are called
+    has_outer   an outer tier of its own is behind it: some of the tokens may be that one's
+    """
+
+    replica: Replica
+    tokens: int
+    caches: tuple[str, ...]
+    has_outer: bool
+
+
+def handed(reader: LedgerReader, start_ns: int, end_ns: int, targets: Mapping[int, Target]) -> list[Handed]:
+    """What was handed to engines without a role in the intervals that start in [start_ns, end_ns).
+
+    The engine that moves KV counts it, the other one does not: who has loaded tokens and counts transfers was handed
+    them.
+    """
+    caches = cache_targets(targets)
+    if not any(is_transfer(one.attributes) for one in caches):
+        return []
+    moved, counted = totals(reader, "cache", start_ns, end_ns), totals(reader, "engine", start_ns, end_ns)
+    engines = {target.name for target in targets.values() if target.kind == "engine"}
+    found = []
+    for replica in (replica_of(targets[target_id]) for target_id in sorted(counted)):
+        tokens = counted[replica.target_id].counted["external_tokens"]
+        ways = [
+            one.attributes.get("cache", one.name)
+            for one in transfers_of(replica.name, caches, engines)
+            if one.id in moved and (moved[one.id].counted["load_bytes"] or moved[one.id].counted["loads"])
+        ]
+        if tokens and ways and not replica.role:
+            has_outer = bool(caches_behind(replica.name, caches, engines))
+            found.append(Handed(replica, tokens, tuple(sorted(set(ways))), has_outer))
+    return found
 
 
 def totals(reader: LedgerReader, kind: Kind, start_ns: int, end_ns: int) -> dict[int, Total]:
