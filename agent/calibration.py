@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 # the law's parameters, in the order of medians and covariance (METHOD 4.2); priors: kvtally.agent.steplaw.prior
 PARAMETERS = (
@@ -22,7 +22,12 @@ PARAMETERS = (
 
 
 class Fingerprint(NamedTuple):
-    """What a law holds for: replicas that agree in all of this share it."""
+    """What a law holds for: replicas that agree in all of this share it.
+
+    sizes       of the model (ModelShape.sizes), since a served name may be an alias of several; "" in a law of before
+                these were told, and where the formulas of the architecture are not known
+    is_eager    steps with prefill run without compiled graphs
+    """
 
     model: str
     architecture: str
@@ -32,14 +37,26 @@ class Fingerprint(NamedTuple):
     gpus: int
     version: str
     token_budget: int
+    sizes: str = ""
+    is_eager: bool = False
 
     def text(self) -> str:
         """As one line, for people and as the ledger's key."""
         where = f"{self.gpus} x {self.sku}" if self.gpus else "CPU"
+        what = f"{self.architecture} {self.sizes}".rstrip()
         return (
-            f"{self.model} ({self.architecture}, {self.weight_dtype}, KV {self.kv_dtype}) on {where}, "
-            f"vLLM {self.version or '?'}, {self.token_budget} tokens a step"
+            f"{self.model} ({what}, {self.weight_dtype}, KV {self.kv_dtype}) on {where}, "
+            f"vLLM {self.version or '?'}, {self.token_budget} tokens a step{', eager' if self.is_eager else ''}"
         )
+
+    def completed(self, kinds: Collection[Fingerprint | None]) -> Fingerprint:
+        """That of a law of before sizes were told as the one kind that it can be of; as it is if there are several."""
+        if self.sizes:
+            return self
+        own = {
+            kind for kind in kinds if kind and kind.sizes and kind._replace(sizes="", is_eager=self.is_eager) == self
+        }
+        return own.pop() if len(own) == 1 else self
 
 
 class CalibrationEvidence(NamedTuple):

@@ -12,11 +12,10 @@ class Child:
 
     def __init__(self, *arguments: str, stdout: int | None = None, stderr: int | None = None) -> None:
         """Begin it, with file descriptors for what it prints; OSError if there is no process to be had."""
-        environment = {**os.environ, "KVTALLY_CHILD": "1"}
         command = [sys.executable, "-m", "kvtally", *arguments]
         self.command = " ".join(command[3:])
         actions = [(os.POSIX_SPAWN_DUP2, file, at) for file, at in ((stdout, 1), (stderr, 2)) if file is not None]
-        self._pid: int | None = os.posix_spawn(sys.executable, command, environment, file_actions=actions)
+        self._pid: int | None = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
         self.status: int | None = None
         self.cpu_seconds = 0.0  # known once it has ended
 

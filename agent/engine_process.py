@@ -33,7 +33,8 @@ _SECRET_VALUE = re.compile(
     r"|\bhf_\w{16}|\bsk-\w{8}",
     re.IGNORECASE,
 )
-_TEXTS = ("architecture", "weight_dtype", "kv_dtype", "quantization", "layer_types")  # of a shape; the rest are numbers
+# of a shape; the rest are numbers
+_TEXTS = ("architecture", "weight_dtype", "kv_dtype", "quantization", "quantization_types", "layer_types")
 _TEXT = re.compile(r"\w[\w.+-]{0,63}", re.ASCII)
 _REPOSITORY = re.compile(r"[\w.-]{1,96}(?:/[\w.-]{1,96})?", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)[\w.-]+(?:/[\w.-]+)*", re.ASCII)
@@ -86,7 +87,7 @@ def model_shape(pid: int, proc: str = "/proc") -> dict[str, Any] | None:
 def facts_of_process(pid: int | None, proc: str = "/proc", *, model_config: str = "") -> dict[str, str]:
     """`facts_of` what a process tells; `model_config`, a config.json or its folder, stands in for the one it reads."""
     arguments = [] if pid is None else _arguments(pid, proc)
-    config = _config_in(Path(model_config)) if model_config else None
+    config = config_in(Path(model_config)) if model_config else None
     if config is None and pid is not None:
         config = _own_config(Path(proc, str(pid)), arguments)
     return facts_of(arguments, config)
@@ -127,8 +128,6 @@ def _shape(config: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any
     stored = [part.get(key) for part in (text, config) if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
     if types["weight_dtype"] == "auto" and next((one for one in stored if one), None) == "float32":
         types["weight_dtype"] = "bfloat16"  # what vLLM makes of it where nobody chooses; SGLang float16, as wide
-    if types["kv_dtype"] == "auto" and _has_narrow_kv(config.get("quantization_config")):
-        types["kv_dtype"] = "fp8"
     try:
         told = msgspec.json.decode(shape_text(config, **types, quantization=given.get("--quantization")))
     except (ValueError, RecursionError):
@@ -140,16 +139,6 @@ def _shape(config: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any
     if "kv_lora_rank" not in shape and isinstance(hidden, int) and isinstance(heads, int) and heads:
         shape.setdefault("head_dim", hidden // heads)
     return shape if all(_is_plain(name, value) for name, value in shape.items()) else None
-
-
-def _has_narrow_kv(quantization: Any) -> bool:
-    """Whether a checkpoint asks for a KV cache of 8-bit floats."""
-    if not isinstance(quantization, dict):
-        return False
-    scheme = quantization.get("kv_cache_scheme") or quantization.get("kv_cache_quant_algo")
-    if isinstance(scheme, dict):
-        return scheme.get("num_bits") == 8 and scheme.get("type") == "float"  # noqa: PLR2004  # as the type says
-    return isinstance(scheme, str) and scheme.lower() == "fp8"
 
 
 def _is_plain(name: str, value: Any) -> bool:
@@ -241,7 +230,7 @@ def _own_config(process: Path, arguments: Sequence[str]) -> dict[str, Any] | Non
     model = given.get("--hf-config-path") or given.get("--model") or first
     if not model:
         return None
-    return _config_in(_seen(process, model) / "config.json") or _cached_config(process, model, given.get("--revision"))
+    return config_in(_seen(process, model) / "config.json") or _cached_config(process, model, given.get("--revision"))
 
 
 def _seen(process: Path, path: str) -> Path:
@@ -263,14 +252,14 @@ def _cached_config(process: Path, model: str, revision: str | None) -> dict[str,
     folder = _seen(process, hub) / f"models--{model.replace('/', '--')}"
     commit = "".join(_words(folder / "refs" / (revision or "main"))).strip() or revision or ""
     if _REVISION.fullmatch(commit):
-        return _config_in(folder / "snapshots" / commit)
+        return config_in(folder / "snapshots" / commit)
     snapshots: list[Path] = []
     with suppress(OSError):  # the process may be gone by now
         snapshots += islice(folder.glob("snapshots/*/config.json"), 2)
-    return _config_in(snapshots[0]) if len(snapshots) == 1 else None
+    return config_in(snapshots[0]) if len(snapshots) == 1 else None
 
 
-def _config_in(place: Path) -> dict[str, Any] | None:
+def config_in(place: Path) -> dict[str, Any] | None:
     """A config.json, by its own path or its folder's; None where there is none that can be read."""
     try:
         if place.is_dir():

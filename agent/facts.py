@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from kvtally.collectors.quantities import index
 
@@ -24,6 +25,10 @@ VLLM = "vllm"  # what an engine is that does not say
 MODEL_CONFIG = 'model_config = "/models/x/config.json"'
 CONNECTOR = 'connector = "LMCacheConnectorV1"'
 GPUS = 'gpus = ["GPU-…"]'
+# where the mapping of a replayed engine comes from, and why there is none
+RECORDED = "recorded"
+UNRECORDED = "the recording does not say which GPUs it had"
+_ADDRESS = re.compile(r".+:\d+")  # host:port, the name of an engine that nobody named
 _NAMES = 3  # of several, told in a message
 _WORK_AT = tuple(index("engine", name) for name in WORK)
 
@@ -33,9 +38,9 @@ def product_of(sku: str) -> str:
     return sku.partition(" MIG ")[0]
 
 
-def in_config(url: str, setting: str) -> str:
+def in_config(key: Literal["url", "name"], value: str, setting: str) -> str:
     """Where a setting of one engine goes: words, for an engine may have a table already and TOML takes no second."""
-    return f'in kvtally.toml, in the [[engine]] with url = "{url}": {setting}'
+    return f'in kvtally.toml, in the [[engine]] with {key} = "{value}": {setting}'
 
 
 def among(names: Iterable[str]) -> str:
@@ -86,8 +91,13 @@ class Replica(NamedTuple):
 
     def in_config(self, setting: str) -> str:
         """Where a setting of this replica's engine goes; the url is where its kind of engine has its page."""
+        name = self.name.partition("/")[0]
+        if self.mapping in {RECORDED, UNRECORDED}:
+            return f"{in_config('name', name, setting)}, and replay it into a new ledger"
+        if not _ADDRESS.fullmatch(name):  # config has named it
+            return in_config("name", name, setting)
         path = "/prometheus/metrics" if self.engine == "tensorrt-llm" else "/metrics"
-        return in_config(f"http://{self.name.partition('/')[0]}{path}", setting)
+        return in_config("url", f"http://{name}{path}", setting)
 
     @property
     def gpu_units(self) -> Fraction | None:

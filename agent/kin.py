@@ -6,20 +6,24 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.disaggregation import DECODE
 from kvtally.agent.facts import GPUS, MODEL_CONFIG, VLLM
+from kvtally.agent.identity import BY_SOURCE_SINCE, version_of
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.observed import observed, replica_names
+from kvtally.agent.ledger.read import replica_of
 from kvtally.agent.observed import fingerprint_of
 from kvtally.agent.savings import Reason
 from kvtally.agent.sharing import REMEDY, Sharing, told
 from kvtally.agent.steplaw.machine import CannotCalibrate, Machine, machine_of
 from kvtally.agent.steplaw.series import series_of
 from kvtally.collectors.registry import title_of
+from kvtally.collectors.vllm_families import counters_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from kvtally.agent.calibration import Fingerprint
     from kvtally.agent.facts import Replica
+    from kvtally.agent.ledger.calibrations import StoredCalibration
     from kvtally.agent.ledger.read import LedgerReader, Target
     from kvtally.agent.observed import CacheSpan, Observed
     from kvtally.agent.steplaw.series import Series
@@ -33,6 +37,7 @@ _NO_SECONDS = Reason(
     "run kvtally where it sees the engine's GPUs or processes (`kvtally doctor`)",
     refuses=True,
 )
+_FILTERED = "this version shows it: look for what filters the page on its way here, or for values that are no numbers"
 
 
 class Subject(NamedTuple):
@@ -77,6 +82,19 @@ def kin_of(reader: LedgerReader, span_ns: tuple[int, int], targets: Mapping[int,
             found.append(Kin(fingerprint, machine_of(subjects[0].replica, fingerprint), subjects))
         except CannotCalibrate as cannot:
             found.append(Kin(fingerprint, None, subjects, (Reason(str(cannot), cannot.hint, refuses=True),)))
+    return found
+
+
+def known_laws(stored: Iterable[StoredCalibration], targets: Mapping[int, Target]) -> list[StoredCalibration]:
+    """Stored laws as they fit the ledger's engines: one of before sizes were told belongs to the only kind it fits.
+
+    Where several models went by its name it was learned from all of them, and fits none.
+    """
+    kinds = {fingerprint_of(replica_of(target)) for target in targets.values() if target.kind == "engine"}
+    found = []
+    for one in stored:
+        law = one.calibration
+        found.append(one._replace(calibration=law._replace(fingerprint=law.fingerprint.completed(kinds))))
     return found
 
 
@@ -195,7 +213,18 @@ def _unusable(subject: Subject, fingerprint: Fingerprint | None, sharing: Sharin
 
 def _missing(names: Sequence[str], replica: Replica) -> Reason:
     version = replica.version or ("?" if replica.engine == VLLM else "")
-    text = f"{' '.join((title_of(replica.engine), version)).rstrip()} does not tell {', '.join(names)}"
+    title, lacking = " ".join((title_of(replica.engine), version)).rstrip(), ", ".join(shown_as(names, replica))
     if replica.engine != VLLM:
-        return Reason(f"{text}: this engine does not count what the savings need", "", refuses=True)
-    return Reason(text, "vLLM 0.16 and later count what the savings need", refuses=True)
+        text = f"{title} does not tell {lacking}: this engine does not count what the savings need"
+        return Reason(text, "", refuses=True)
+    release = version_of(replica.version)
+    if release is None or release < BY_SOURCE_SINCE:
+        return Reason(
+            f"{title} does not tell {lacking}", "vLLM 0.16 and later count what the savings need", refuses=True
+        )
+    return Reason(f"the page of {title} lacks {lacking}", _FILTERED, refuses=True)
+
+
+def shown_as(names: Sequence[str], replica: Replica) -> Sequence[str]:
+    """Quantities as the counters of vLLM's page; of an engine that lacks them by their own names."""
+    return counters_of(names) if replica.engine == VLLM else names

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.calibration import Fingerprint
 from kvtally.agent.hardware import gpu_of
+from kvtally.agent.model_shape import UnknownArchitecture, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,6 +77,10 @@ def fingerprint_of(replica: Replica) -> Fingerprint | None:
     if not architecture or not weight_dtype:
         return None
     quantization = shape.get("quantization")
+    try:
+        sizes = shape_of(shape).sizes
+    except UnknownArchitecture:  # there is no law for it, and what it lacks is said where one would be learned
+        sizes = ""
     return Fingerprint(
         replica.model,
         architecture,
@@ -85,6 +90,8 @@ def fingerprint_of(replica: Replica) -> Fingerprint | None:
         len(replica.gpus),
         replica.version or "",
         replica.token_budget or default_token_budget(replica.sku or ""),
+        sizes,
+        replica.eager,
     )
 
 

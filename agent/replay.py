@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from kvtally.agent.engine_process import facts_of
+from kvtally.agent.engine_process import config_in, facts_of
+from kvtally.agent.facts import RECORDED, UNRECORDED
 from kvtally.agent.pipeline import Pipeline
 from kvtally.agent.recording import Failure, GpuLine, HostLine, Page, Recording, RecordingError
 from kvtally.agent.replica import About, Describer
+from kvtally.agent.sources import about_of as given_about
+from kvtally.agent.sources import by_hand, given_facts
 from kvtally.collectors.base import CollectError, NoData, Scrape
 from kvtally.collectors.engine_page import EnginePage
 from kvtally.collectors.filesystem import disk_readings
@@ -22,6 +26,7 @@ from kvtally.collectors.side_page import SidePage
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from kvtally.agent.config import Engine
     from kvtally.agent.finding import Finding
     from kvtally.agent.ledger.append import LedgerWriter
 
@@ -45,18 +50,36 @@ class Replayed(NamedTuple):
     findings: tuple[Finding, ...]
 
 
-def about_of(meta: Mapping[str, Any]) -> About:
-    """The replica mapping that a recording's meta.json tells, and how its engine was run."""
+def about_of(meta: Mapping[str, Any], engine: Engine | None = None) -> About:
+    """The replica mapping that a recording's meta.json tells, and how its engine was run.
+
+    What the config says of an `engine` of its name goes before that; ConfigError where its model_config is none.
+    """
+    recorded = _recorded(meta)
+    if engine is None:
+        return recorded
+    model: Any = meta.get("model")
+    if engine.model_config and given_facts(engine):
+        model = config_in(Path(engine.model_config))
+    told = given_about(engine, None, _facts({**meta, "model": model}) | by_hand(engine))
+    told = told._replace(sku=recorded.sku, labels={**recorded.labels, **told.labels})
+    if engine.gpus is not None:
+        return told
+    per_replica = engine.gpus_per_replica or recorded.per_replica
+    return told._replace(gpus=recorded.gpus, per_replica=per_replica, mapping=recorded.mapping)
+
+
+def _recorded(meta: Mapping[str, Any]) -> About:
     gpus = meta.get("gpus")
     facts = _facts(meta)
     if not isinstance(gpus, list):
-        return About(mapping="the recording does not say which GPUs it had", facts=facts)
+        return About(mapping=UNRECORDED, facts=facts)
     uuids = tuple(str(gpu["uuid"]) for gpu in gpus if isinstance(gpu, dict) and gpu.get("uuid"))
     names = {str(gpu["name"]) for gpu in gpus if isinstance(gpu, dict) and gpu.get("name")}
     labels = {key: str(value) for key, value in (meta.get("labels") or {}).items()}
     per_replica = meta.get("gpus_per_replica") or None
     sku = names.pop() if len(names) == 1 else ""
-    return About(uuids, per_replica, "recorded", sku, labels=labels, facts=facts)
+    return About(uuids, per_replica, RECORDED, sku, labels=labels, facts=facts)
 
 
 def _facts(meta: Mapping[str, Any]) -> dict[str, str]:
@@ -93,8 +116,13 @@ class _Recorded:
 class Replay:
     """One recording on its way into a ledger."""
 
-    def __init__(self, recording: Recording, writer: LedgerWriter, *, interval_ns: int = 0) -> None:
-        """`interval_ns` joins recorded scrapes until that much time has passed; 0 closes one interval for each."""
+    def __init__(
+        self, recording: Recording, writer: LedgerWriter, *, interval_ns: int = 0, engine: Engine | None = None
+    ) -> None:
+        """`interval_ns` joins recorded scrapes until that much time has passed; 0 closes one interval for each.
+
+        engine  what the config says of the recorded one, where it does
+        """
         self._recording = recording
         self._interval_ns = interval_ns
         self._writer = writer
@@ -103,7 +131,7 @@ class Replay:
         self._engine = EnginePage(
             recording.name, self._endpoint, restrict=False, version=version if isinstance(version, str) else None
         )
-        about = about_of(recording.meta)
+        about = about_of(recording.meta, engine)
         self._sku = about.sku or None
         self._describe = Describer({}, about)
         self._pipeline: Pipeline | None = None

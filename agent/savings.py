@@ -36,6 +36,7 @@ UNKNOWN_LOADING = 0.05  # of the occupied time, from which on it must be known w
 # the connector's own timers cover its copies; low and high of what they cost the engine (METHOD section 6)
 LOAD_RANGE = (0.7, 1.3)
 STORE_RANGE = (0.5, 1.2)
+SAMPLED_SHARE = 0.02  # of the net, from which on what scrapes leave open of the realised part is told
 
 _SYNCHRONOUS = ("LMCacheConnectorV1", "LMCacheConnector", "SharedStorageConnector", "ExampleConnector")
 _ASYNCHRONOUS = (
@@ -47,6 +48,26 @@ _ASYNCHRONOUS = (
     "MooncakeConnector",
     "MooncakeStoreConnector",
     "MoRIIOConnector",
+)
+# a connector's timers, by the beginning of its class, and what lifts it where they are not seen
+_TIMERS = (
+    (
+        "LMCacheMP",
+        "of LMCache's server",
+        'list its page in kvtally.toml: [[page]] url = "http://127.0.0.1:8080/metrics"',
+    ),
+    (
+        "LMCache",
+        "lmcache:time_to_retrieve, lmcache:time_to_store",
+        "export PROMETHEUS_MULTIPROC_DIR before `vllm serve`, or list LMCache's own page under [[page]]",
+    ),
+    (
+        "OffloadingConnector",
+        "vllm:kv_offload_load_time, vllm:kv_offload_store_time",
+        "vLLM 0.24 and later have them (0.16 and later: vllm:kv_offload_total_time)",
+    ),
+    ("Mooncake", "of Mooncake", "list the page of Mooncake's client under [[page]]"),
+    ("", "of the outer tier", "`kvtally doctor` says what would tell them"),
 )
 _NAMING = f"name the connector: {CONNECTOR}"
 # caches, by the ends of their names, that serve such connectors alone
@@ -88,11 +109,11 @@ class Part(NamedTuple):
 
 
 class TierSeconds(NamedTuple):
-    """One tier's engine-seconds and tokens."""
+    """One tier's engine-seconds and tokens; net None where what loading and storing took is not known."""
 
     tokens: float
     avoided: Estimate
-    net: Estimate
+    net: Estimate | None
     status: Status
     reasons: tuple[Reason, ...] = ()
 
@@ -100,6 +121,7 @@ class TierSeconds(NamedTuple):
 class Seconds(NamedTuple):
     """Engine-seconds of a group.
 
+    stall, store    None where an outer tier is at work that does not tell; so is net then
     parts_sd    standard deviation of `avoided` by cause
     bound       net seconds in the time in which requests waited for capacity; None where that is not told
     latency     seconds of loading that hold up requests but not the engine (asynchronous connectors)
@@ -108,14 +130,14 @@ class Seconds(NamedTuple):
     status: Status
     reasons: tuple[Reason, ...]
     avoided: Estimate
-    stall: Estimate
-    store: Estimate
-    net: Estimate
+    stall: Estimate | None
+    store: Estimate | None
+    net: Estimate | None
     tiers: dict[str, TierSeconds]
     parts_sd: dict[str, float]
     bound: Estimate | None
     capacity_bound_share: float | None
-    latency: float
+    latency: float | None
 
 
 def loading_of(connector: str, caches: Sequence[str] = ()) -> Loading:
@@ -127,6 +149,16 @@ def loading_of(connector: str, caches: Sequence[str] = ()) -> Loading:
     ):
         return "asynchronous"
     return "unknown"
+
+
+def untimed(worth: Worth, connector: str) -> Reason | None:
+    """Why the net is not known, where the outer tier does not tell what it took; None where it does."""
+    untold = [what for what, seconds in (("loading", worth.loads), ("storing", worth.stores)) if seconds is None]
+    if not untold:
+        return None
+    timers, hint = next((timers, hint) for start, timers, hint in _TIMERS if connector.startswith(start))
+    text = f"nothing tells how long {' and '.join(untold)} KV took, so the net is not known: no timers ({timers})"
+    return Reason(text, hint)
 
 
 def parts_of(worths: Iterable[tuple[Calibration, Loading, Worth]]) -> list[Part]:
@@ -176,11 +208,15 @@ def seconds_of(
     if not reused:
         avoided = outer = hbm = EXACTLY_NOTHING
     stall, store, latency = _costs(parts)
-    net = _less(avoided, stall, store)
+    net = None if stall is None or store is None else _less(avoided, stall, store)
     found = [*reasons, *_window_reasons(total, parts, occupied_seconds, naming)]
     status = _status(net, avoided, total, occupied_seconds, found)
     tiers = _tiers(total, hbm, outer, stall, store, status=status, occupied_seconds=occupied_seconds)
     starved = total.starved_seconds
+    bound = None
+    if starved is not None and net is not None and stall is not None and store is not None:
+        bound = _bound(total, avoided, stall, store, net)
+        found += _sampled(total, bound, net)
     return Seconds(
         status,
         tuple(found),
@@ -190,23 +226,62 @@ def seconds_of(
         net,
         tiers,
         parts_sd,
-        None if starved is None else _bound(total, avoided, stall, store),
+        bound,
         None if starved is None or not total.seconds else starved / total.seconds,
         latency,
     )
 
 
-def _bound(total: Worth, avoided: Estimate, stall: Estimate, store: Estimate) -> Estimate:
-    """Of the net seconds, those that fell into time in which capacity was short (METHOD section 3, kappa)."""
-    shares = [
+def _bound(total: Worth, avoided: Estimate, stall: Estimate, store: Estimate, net: Estimate) -> Estimate:
+    """Of the net seconds, those that fell into time in which capacity was short (METHOD section 3, kappa).
+
+    Scrapes only sample who waits: that error comes on top of the law's, and never makes more than all of it cash.
+    """
+    shares = bound_shares(total)
+    by_law = _less(*(_scaled(one, share) for one, share in zip((avoided, stall, store), shares, strict=True)))
+    down, up = sampling(total, net)
+    low = by_law.point - math.hypot(by_law.point - by_law.low, down)
+    high = by_law.point + math.hypot(by_law.high - by_law.point, up)
+    if net.point >= 0:
+        low = max(low, min(by_law.low, 0.0))  # that fewer waited makes no gain a loss
+        return Estimate(low, by_law.point, max(by_law.point, min(high, net.high)))
+    return Estimate(min(by_law.point, max(low, net.low)), by_law.point, high)
+
+
+def bound_shares(total: Worth) -> list[float]:
+    """Of what was avoided, loaded and stored, the shares in the time in which capacity was short."""
+    return [
         min(1.0, max(0.0, part / whole)) if whole > 0 else 0.0
         for part, whole in (
             (total.bound, total.avoided[1]),
-            (total.bound_loads, total.loads),
-            (total.bound_stores, total.stores),
+            (total.bound_loads, total.loads or 0.0),
+            (total.bound_stores, total.stores or 0.0),
         )
     ]
-    return _less(*(_scaled(one, share) for one, share in zip((avoided, stall, store), shares, strict=True)))
+
+
+def sampling(total: Worth, net: Estimate) -> tuple[float, float]:
+    """How much less, and how much more, of the net may have fallen into that time than the scrapes saw."""
+    if total.avoided[1] <= 0:
+        return 0.0, 0.0
+    half = Z90 * math.sqrt(total.bound_variance)
+    shares = (min(1.0, min(half, most) / total.avoided[1]) for most in (max(total.bound, 0.0), total.bound_missed))
+    less, more = (abs(net.point) * share for share in shares)  # loading and storing go with what they serve
+    return (less, more) if net.point >= 0 else (more, less)
+
+
+def _sampled(total: Worth, bound: Estimate, net: Estimate) -> list[Reason]:
+    """A word where scrapes are too few to say how much of the net was cash."""
+    down, up = sampling(total, net)
+    half = (down + up) / 2
+    if half <= WIDEST_SHARE * abs(bound.point) or half <= SAMPLED_SHARE * abs(net.point):
+        return []
+    low, high = (round(end, 1) + 0.0 for end in (bound.low, bound.high))  # no -0.0
+    text = (
+        f"few scrapes saw requests wait for capacity: what is realised lies between {low:.1f} and {high:.1f} "
+        "engine-seconds"
+    )
+    return [Reason(text, "scrape more often (interval_seconds), or ask for a longer window (--since)")]
 
 
 def _scaled(estimate: Estimate, factor: float) -> Estimate:
@@ -233,6 +308,11 @@ def _hbm(worth: Worth) -> _View:
     couplings = tuple(a - o for a, o in zip(worth.avoided, worth.outer, strict=True))
     by = tuple(a - o for a, o in zip(worth.avoided_by, worth.outer_by, strict=True))
     return _View(couplings, by, worth.clock_by[0] - worth.clock_by[1])
+
+
+def tier_deviations(parts: Sequence[Part]) -> dict[str, dict[str, float]]:
+    """Standard deviations by cause of what HBM's hits avoided and of what the outer tiers' did."""
+    return {name: _estimate(parts, view)[1] for name, view in (("hbm", _hbm), ("out", _outer))}
 
 
 def _estimate(parts: Sequence[Part], view: Callable[[Worth], _View]) -> tuple[Estimate, dict[str, float]]:
@@ -279,26 +359,28 @@ def _attention_factor(calibration: Calibration) -> float:
     return ATTENTION_ERROR * min(1.0, left)
 
 
-def _costs(parts: Sequence[Part]) -> tuple[Estimate, Estimate, float]:
+def _costs(parts: Sequence[Part]) -> tuple[Estimate | None, Estimate | None, float | None]:
     """Engine-seconds of loading and of storing, and loading seconds that only requests waited for."""
-    stall, store, latency = [0.0] * 3, [0.0] * 3, 0.0
-    for part in parts:
-        loads, stores = part.worth.loads, part.worth.stores
-        if part.loading == "asynchronous":
-            # the engine goes on; no more than all of it can have been in its way
-            ranges = ((0.0, 0.0, loads), (0.0, 0.0, stores))
-            latency += loads
-        elif part.loading == "synchronous":
-            ranges = (
-                (LOAD_RANGE[0] * loads, loads, LOAD_RANGE[1] * loads),
-                (STORE_RANGE[0] * stores, stores, STORE_RANGE[1] * stores),
-            )
+    stall = _cost((part.worth.loads, part.loading, LOAD_RANGE) for part in parts)
+    store = _cost((part.worth.stores, part.loading, STORE_RANGE) for part in parts)
+    waited = [part.worth.loads for part in parts if part.loading == "asynchronous"]
+    known = [loads for loads in waited if loads is not None]
+    return stall, store, math.fsum(known) if len(known) == len(waited) else None
+
+
+def _cost(clocks: Iterable[tuple[float | None, Loading, tuple[float, float]]]) -> Estimate | None:
+    """Of seconds by connectors' clocks, what they cost the engines; None where one of them is not known."""
+    low, point, high = 0.0, 0.0, 0.0
+    for seconds, loading, (least, most) in clocks:
+        if seconds is None:
+            return None
+        if loading == "asynchronous":
+            high += seconds  # the engine goes on; no more than all of it can have been in its way
         else:
-            ranges = ((0.0, loads, LOAD_RANGE[1] * loads), (0.0, stores, STORE_RANGE[1] * stores))
-        for slot in range(3):
-            stall[slot] += ranges[0][slot]
-            store[slot] += ranges[1][slot]
-    return Estimate(*stall), Estimate(*store), latency
+            low += least * seconds if loading == "synchronous" else 0.0
+            point += seconds
+            high += most * seconds
+    return Estimate(low, point, high)
 
 
 def _less(gain: Estimate, *costs: Estimate) -> Estimate:
@@ -315,20 +397,28 @@ def _window_reasons(total: Worth, parts: Sequence[Part], occupied_seconds: float
     if reused and total.requests < LEAST_REQUESTS:
         text = f"the window holds {total.requests:.0f} requests, a figure takes {LEAST_REQUESTS}"
         found.append(Reason(text, "ask for a longer window (--since)", refuses=True))
-    unknown = sum(part.worth.loads for part in parts if part.loading == "unknown")
+    unknown = sum(part.worth.loads or 0.0 for part in parts if part.loading == "unknown")
     if unknown > UNKNOWN_LOADING * occupied_seconds:
         text = f"{unknown:.1f} s went into loading KV, and nothing tells whether the engine waited for it"
         found.append(Reason(text, naming, refuses=True))
-    if total.requests and total.preemptions > MANY_PREEMPTIONS * total.requests:
-        text = (
-            f"{total.preemptions:.0f} preemptions in {total.requests:.0f} requests: what they computed again is in no "
-            "prompt counter"
-        )
-        found.append(Reason(text, "give the engine more KV blocks, or fewer sequences (--max-num-seqs)"))
-    return found
+    preempted = _preempted(total)
+    return found if preempted is None else [*found, preempted]
 
 
-def _status(net: Estimate, avoided: Estimate, total: Worth, occupied_seconds: float, reasons: list[Reason]) -> Status:
+def _preempted(total: Worth) -> Reason | None:
+    """Why a figure is a lower bound; None where few requests were preempted."""
+    if not total.requests or total.preemptions <= MANY_PREEMPTIONS * total.requests:
+        return None
+    text = (
+        f"{total.preemptions:.0f} preemptions in {total.requests:.0f} requests: what they computed again is in no "
+        "prompt counter"
+    )
+    return Reason(text, "give the engine more KV blocks, or fewer sequences (--max-num-seqs)")
+
+
+def _status(
+    net: Estimate | None, avoided: Estimate, total: Worth, occupied_seconds: float, reasons: list[Reason]
+) -> Status:
     if any(reason.refuses for reason in reasons):
         return "insufficient_data"
     half = (avoided.high - avoided.low) / 2
@@ -336,32 +426,33 @@ def _status(net: Estimate, avoided: Estimate, total: Worth, occupied_seconds: fl
         text = f"the interval is {half / avoided.point:.0%} of the estimate to either side"
         reasons.append(Reason(text, "`kvtally calibrate --probe`, or a longer calibration, narrows it"))
         return "not_proven"
+    if net is None:
+        return "not_proven"
     touched = total.hbm_tokens or total.external_tokens or total.loads or total.stores
     if touched and net.holds(0.0):
         reasons.append(Reason("the interval of net engine-seconds contains zero"))
         return "not_proven"
-    if total.requests and total.preemptions > MANY_PREEMPTIONS * total.requests:
-        return "lower_bound"
-    return "ok"
+    return "ok" if _preempted(total) is None else "lower_bound"
 
 
 def _tiers(
     total: Worth,
     hbm: Estimate,
     outer: Estimate,
-    stall: Estimate,
-    store: Estimate,
+    stall: Estimate | None,
+    store: Estimate | None,
     *,
     status: Status,
     occupied_seconds: float,
 ) -> dict[str, TierSeconds]:
     """Serving-tier attribution: each tier gets what it served, the outer ones net of what loading and storing cost."""
-    tiers = {"hbm": _tier(total.hbm_tokens, hbm, hbm, status, occupied_seconds)}
+    preempted = _preempted(total)
+    tiers = {"hbm": _tier(total.hbm_tokens, hbm, hbm, status, occupied_seconds, preempted=preempted)}
     tokens = {name: getattr(total, f"{name}_tokens") for name in ("dram", "disk", "p2p")}
     rest = total.external_tokens - sum(tokens.values())
     tokens["external"] = rest if rest >= 0.5 else 0.0  # noqa: PLR2004  # a token
     named = {"dram": total.dram, "disk": total.disk, "p2p": total.p2p}
-    works = total.external_tokens or total.loads or total.stores
+    works = total.external_tokens or total.loads != 0 or total.stores != 0
     served = sum(tokens.values())
     # the parts are of the coupling in the middle: they keep their proportions, and what is left is never less than none
     apart = sum(named.values())
@@ -374,19 +465,32 @@ def _tiers(
             continue
         ratio = points[name] / outer.point if outer.point else 0.0
         gain = _scaled(outer, ratio) if total.external_tokens else EXACTLY_NOTHING
-        costs = [_scaled(cost, share) for cost in (stall, store)]
-        tiers[name] = _tier(tokens[name], gain, _less(gain, *costs), status, occupied_seconds)
+        net = None if stall is None or store is None else _less(gain, _scaled(stall, share), _scaled(store, share))
+        tiers[name] = _tier(tokens[name], gain, net, status, occupied_seconds, preempted=preempted)
     return tiers
 
 
-def _tier(tokens: float, avoided: Estimate, net: Estimate, status: Status, occupied_seconds: float) -> TierSeconds:
+def _tier(
+    tokens: float,
+    avoided: Estimate,
+    net: Estimate | None,
+    status: Status,
+    occupied_seconds: float,
+    *,
+    preempted: Reason | None,
+) -> TierSeconds:
     """A tier's figures with its own status; what refuses the group refuses its tiers."""
     if status in {"insufficient_data", "unreconciled"}:
         return TierSeconds(tokens, avoided, net, status)
+    if net is None:
+        reason = Reason("its net is not known: nothing tells how long loading and storing took")
+        return TierSeconds(tokens, avoided, None, "insufficient_data", (reason,))
     half = (avoided.high - avoided.low) / 2
     if avoided.point > 0 and half > WIDEST_SHARE * avoided.point and half > WIDEST_OF_TIME * occupied_seconds:
         text = f"the interval is {half / avoided.point:.0%} of the estimate to either side"
         return TierSeconds(tokens, avoided, net, "not_proven", (Reason(text),))
     if net != EXACTLY_NOTHING and net.holds(0.0):
         return TierSeconds(tokens, avoided, net, "not_proven", (Reason("its net interval contains zero"),))
-    return TierSeconds(tokens, avoided, net, "lower_bound" if status == "lower_bound" else "ok")
+    if preempted is not None and tokens:
+        return TierSeconds(tokens, avoided, net, "lower_bound", (preempted,))
+    return TierSeconds(tokens, avoided, net, "ok")

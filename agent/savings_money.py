@@ -1,6 +1,7 @@
 """Savings in money: avoided engine time at its price, less what reuse costs (METHOD section 3). Pure.
 
-Everything is in nano-units, and point figures add up exactly: gross = net + stall + store + holding.
+Everything is in nano-units, and point figures add up exactly: gross = net + stall + store + holding, and the tiers' to
+the group's.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvtally.agent.savings import EXACTLY_NOTHING, Reason
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from kvtally.agent.facts import Facts
-    from kvtally.agent.savings import Estimate, Seconds
+    from kvtally.agent.savings import Estimate, Seconds, Status, TierSeconds
     from kvtally.agent.worth import Worth
 
 # what an engine-second costs; energy of owned GPUs is left out: what prefill draws beyond decode is not known
@@ -29,25 +32,29 @@ class NanoEstimate(NamedTuple):
 
 
 class TierMoney(NamedTuple):
-    """One tier's amounts in nano-units; `holding` is charged whether it served anything or not."""
+    """One tier's amounts in nano-units; `holding` is charged whether it served anything or not.
+
+    net     None where nothing tells what loading and storing took
+    """
 
     gross: NanoEstimate
     holding: int
-    net: NanoEstimate
+    net: NanoEstimate | None
 
 
 class Money(NamedTuple):
     """A group's amounts in nano-units; rate_nano: what an engine-second costs, the mean over the avoided ones.
 
-    realised    None where nothing tells when capacity was short
+    stall, store, net   None where nothing tells what loading and storing took
+    realised    None where nothing tells when capacity was short, or net is not known
     """
 
     rate_nano: Fraction
     gross: NanoEstimate
-    stall: int
-    store: int
+    stall: int | None
+    store: int | None
     holding: int
-    net: NanoEstimate
+    net: NanoEstimate | None
     realised: NanoEstimate | None
     tiers: dict[str, TierMoney]
 
@@ -87,36 +94,114 @@ def holding_of(facts: Iterable[Facts]) -> dict[str, int]:
 
 def money_of(seconds: Seconds, rate_nano: Fraction, held: dict[str, int]) -> Money:
     """A group's seconds in money."""
-    gross = _priced(seconds.avoided, rate_nano)
-    stall, store = (round(Fraction(cost.point) * rate_nano) for cost in (seconds.stall, seconds.store))
+    gross = _around(round(Fraction(seconds.avoided.point) * rate_nano), seconds.avoided, rate_nano)
+    stall, store = (
+        None if cost is None else round(Fraction(cost.point) * rate_nano) for cost in (seconds.stall, seconds.store)
+    )
     holding = sum(held.values())
-    point = gross.point - stall - store - holding
-    net = _around(point, seconds.net, rate_nano)
-    realised = None
+    net = realised = taken = None
+    if seconds.net is not None and stall is not None and store is not None:
+        taken = stall + store
+        net = _around(gross.point - taken - holding, seconds.net, rate_nano)
     if seconds.bound is not None:
         realised = _around(round(Fraction(seconds.bound.point) * rate_nano) - holding, seconds.bound, rate_nano)
-    return Money(rate_nano, gross, stall, store, holding, net, realised, _tiers(seconds, rate_nano, held))
+    return Money(
+        rate_nano, gross, stall, store, holding, net, realised, _tiers(seconds, rate_nano, held, gross.point, taken)
+    )
 
 
-def _tiers(seconds: Seconds, rate_nano: Fraction, held: dict[str, int]) -> dict[str, TierMoney]:
-    """Each tier's money; what is held for a tier that is not told apart falls to the outer tiers together."""
+def _tiers(
+    seconds: Seconds, rate_nano: Fraction, held: dict[str, int], gross: int, taken: int | None
+) -> dict[str, TierMoney]:
+    """Each tier's money; what is held for a tier that is not told apart falls to the outer tiers together.
+
+    gross, taken    of all tiers; taken by loading and storing, None where that is not known
+    """
     own = {name: held.get(name, 0) if name in seconds.tiers else 0 for name in seconds.tiers}
     rest = sum(held.values()) - sum(own.values())
     if rest and "external" in own:
         own["external"] += rest
+    points = _parted(gross, {name: Fraction(tier.avoided.point) * rate_nano for name, tier in seconds.tiers.items()})
+    costs = dict.fromkeys(own, 0)
+    if taken is not None:
+        costs = _parted(taken, {name: _taken(tier) * rate_nano for name, tier in seconds.tiers.items()})
     tiers: dict[str, TierMoney] = {}
     for name, tier in seconds.tiers.items():
-        point = round(Fraction(tier.net.point) * rate_nano) - own[name]
-        tiers[name] = TierMoney(_priced(tier.avoided, rate_nano), own[name], _around(point, tier.net, rate_nano))
+        net = None
+        if tier.net is not None:
+            net = _around(points[name] - costs[name] - own[name], tier.net, rate_nano)
+        tiers[name] = TierMoney(_around(points[name], tier.avoided, rate_nano), own[name], net)
     return tiers
 
 
-def _priced(seconds: Estimate, rate_nano: Fraction) -> NanoEstimate:
-    low, point, high = (round(Fraction(bound) * rate_nano) for bound in seconds)
-    return NanoEstimate(low, point, high)
+def _taken(tier: TierSeconds) -> Fraction:
+    return Fraction(0) if tier.net is None else Fraction(tier.avoided.point) - Fraction(tier.net.point)
+
+
+def _parted(total: int, parts: Mapping[str, Fraction]) -> dict[str, int]:
+    """Parts of an amount in whole nano-units that sum to it: what rounding leaves over falls to the largest."""
+    amounts = {name: round(part) for name, part in parts.items()}
+    largest = max(parts, key=lambda name: abs(parts[name]))
+    amounts[largest] += total - sum(amounts.values())
+    return amounts
 
 
 def _around(point: int, seconds: Estimate, rate_nano: Fraction) -> NanoEstimate:
     """A point with the interval that the seconds have around theirs."""
     down, up = (round(Fraction(gap) * rate_nano) for gap in (seconds.point - seconds.low, seconds.high - seconds.point))
     return NanoEstimate(point - down, point, point + up)
+
+
+class _Words(NamedTuple):
+    """Why a net is what it is: proven neither way by what is held, or a loss by one of its parts."""
+
+    even: Reason
+    unused: Reason
+    slow: Reason
+    held: Reason
+
+
+_OF_GROUP = _Words(
+    Reason(
+        "the interval of net in money contains zero: what is held costs about as much as reuse saved",
+        "`kvtally calibrate --probe`, or a longer calibration, narrows it",
+    ),
+    Reason("nothing was reused, and what is held is charged all the same"),
+    Reason("loading and storing took more of the engine than reuse avoided", "`--explain` has each of them"),
+    Reason("what is held costs more than reuse saved", "a smaller cache, or one that more engines share, costs less"),
+)
+_OF_TIER = _Words(
+    Reason("its net interval in money contains zero: what is held for it costs about as much as it saved"),
+    Reason("it served nothing, and what is held for it is charged all the same"),
+    Reason("loading from it and storing to it took more of the engine than its hits avoided"),
+    Reason("what is held for it costs more than it saved"),
+)
+
+
+def weighed(seconds: Seconds, money: Money | None) -> Seconds:
+    """The same by its money too: a net that may be nothing is not proven, and a loss has its reason."""
+    tiers = {}
+    for name, tier in seconds.tiers.items():
+        own = None if money is None else money.tiers[name]
+        found = None if own is None else own.net
+        status, why = _weighed(tier.status, tier.net, found, own.holding if own else 0, _OF_TIER)
+        tiers[name] = tier._replace(status=status, reasons=(*tier.reasons, *why))
+    found, holding = (None, 0) if money is None else (money.net, money.holding)
+    status, why = _weighed(seconds.status, seconds.net, found, holding, _OF_GROUP)
+    return seconds._replace(status=status, reasons=(*seconds.reasons, *why), tiers=tiers)
+
+
+def _weighed(
+    status: Status, net: Estimate | None, amount: NanoEstimate | None, holding: int, words: _Words
+) -> tuple[Status, tuple[Reason, ...]]:
+    if net is None or status in {"insufficient_data", "unreconciled"}:
+        return status, ()
+    if net.high < 0:
+        return status, (words.slow,)
+    if amount is None or not holding:  # then money says what the seconds say
+        return status, ()
+    if amount.high < 0:
+        return status, (words.unused if net == EXACTLY_NOTHING else words.held,)
+    if amount.low <= 0 and status != "not_proven":
+        return "not_proven", (words.even,)
+    return status, ()

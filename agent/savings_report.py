@@ -11,6 +11,7 @@ from kvtally.agent.facts import CONNECTOR, VLLM, among
 from kvtally.agent.finding import Finding, utc_text
 from kvtally.agent.grouping import default_window, finding_json, in_order, key_of, union, unique, window_json
 from kvtally.agent.ledger.columns import HOUR_NS
+from kvtally.agent.lookup_tiers import BY_LOOKUPS
 from kvtally.agent.outer_tiers import Behind, is_apart, outer_tiers
 from kvtally.agent.price import nano_to_text, rate_text
 from kvtally.agent.savings import Reason, Seconds, loading_of, nothing_reused, parts_of, seconds_of, with_held
@@ -22,9 +23,10 @@ from kvtally.agent.savings_money import (
     mean_rate,
     money_of,
     rate_of,
+    weighed,
     weight_of,
 )
-from kvtally.agent.valuing import TRANSFERRED, Laws, Valued, values_of
+from kvtally.agent.valuing import HANDED, TRANSFERRED, Laws, Valued, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -121,10 +123,11 @@ def savings_report(
     by_part = [
         [one for one in facts_in(reader, part, book, payment, targets) if one.replica is not None] for part in parts
     ]
-    facts = [one for members in by_part for one in members]
     settled = settled_hours_of(reader, asked) if laws is None else []
     values = values_of(reader, (asked.start_ns, asked.end_ns), targets, laws or Laws(reader, targets), settled)
     worths = {(value.hour_ns, value.target_id): value for value in values}
+    by_part = [[_own_reuse(one, worths.get(_place(one))) for one in members] for members in by_part]
+    facts = [one for members in by_part for one in members]
     parted = {place for place, value in worths.items() if value.worth is not None and is_apart(value.worth)}
     behind = Behind(targets)
     apart: dict[tuple[int, int], OuterTiers] = {}
@@ -141,6 +144,13 @@ def savings_report(
     found = [finding for one in facts for finding in one.findings]
     found += reader.findings(real.start_ns, real.end_ns)
     return SavingsReport(real, sum(b - a for a, b in spans), book.currency, done, tuple(unique(found)))
+
+
+def _own_reuse(one: Facts, value: Valued | None) -> Facts:
+    """A replica-hour without the tokens that were handed to it, where these are no reuse of its own."""
+    if value is None or HANDED not in value.reasons:
+        return one
+    return one._replace(work={**one.work, "external_tokens": 0, "external_hit_tokens": 0})
 
 
 def _of(facts: Sequence[Facts], apart: Mapping[tuple[int, int], OuterTiers]) -> tuple[OuterTiers, ...]:
@@ -164,7 +174,8 @@ def _group(by: dict[str, str | None], members: list[Facts], worths: dict[tuple[i
         held = [tier for tier, amount in holding_of(facts).items() if amount]
         seconds = with_held(nothing_reused(), held)
         money, unpriced = _money(pairs, seconds)
-        return Group(by, tuple(facts), values, seconds, money, unpriced)
+        seconds = weighed(seconds, money)
+        return Group(by, tuple(facts), values, seconds, money, (*seconds.reasons, *unpriced))
     if not known:
         if not reasons:
             reasons = [Reason("no engine interval in the window", "ask for a longer one (--since)", refuses=True)]
@@ -179,6 +190,7 @@ def _group(by: dict[str, str | None], members: list[Facts], worths: dict[tuple[i
     if broken:
         seconds = seconds._replace(status="unreconciled")
     money, unpriced = _money(pairs, seconds)
+    seconds = weighed(seconds, money)
     return Group(by, tuple(facts), values, seconds, money, (*seconds.reasons, *unpriced))
 
 
@@ -260,26 +272,26 @@ def group_json(group: Group) -> dict[str, Any]:
         "reused_tokens": _tokens(group),
         "avoided_engine_seconds": None if shown is None else estimate_json(shown.avoided),
         "reuse_engine_seconds": {
-            "stall": None if shown is None else estimate_json(shown.stall),
-            "store": None if shown is None else estimate_json(shown.store),
+            "stall": None if shown is None else _estimate_json(shown.stall),
+            "store": None if shown is None else _estimate_json(shown.store),
         },
-        "net_engine_seconds": None if shown is None else estimate_json(shown.net),
+        "net_engine_seconds": None if shown is None else _estimate_json(shown.net),
         "tiers": {} if seconds is None else {name: _tier_json(group, name) for name in seconds.tiers},
         "gross": _nano_json(money.gross if money else None),
         "reuse_cost": {
-            "stall": None if money is None else nano_to_text(money.stall),
-            "store": None if money is None else nano_to_text(money.store),
+            "stall": None if money is None or money.stall is None else nano_to_text(money.stall),
+            "store": None if money is None or money.store is None else nano_to_text(money.store),
         },
         "holding": None if money is None else nano_to_text(money.holding),
         "net": _nano_json(money.net if money else None),
         "realised": _nano_json(money.realised if money else None),
         "capacity_bound_share": None if seconds is None else _share(seconds.capacity_bound_share),
-        "latency_seconds": None if shown is None else round(shown.latency, 3),
+        "latency_seconds": None if shown is None or shown.latency is None else round(shown.latency, 3),
         "engine_second": None if money is None else nano_to_text(round(money.rate_nano)),
         "rates": [] if money is None else _rates(group),
         "calibrations": sorted({_number(value.calibration) for value in group.values if value.calibration is not None}),
         "basis": {
-            "tokens": "MEASURED",
+            "tokens": "MODELLED" if any(one.work.get(BY_LOOKUPS) for one in group.facts) else "MEASURED",
             "tiers": _tiers_basis(group),
             "engine_seconds": None if shown is None else "MODELLED",
             "money": None if money is None else _money_basis(group),
@@ -330,7 +342,7 @@ def _tier_json(group: Group, name: str) -> dict[str, Any]:
         "reasons": [str(reason) for reason in tier.reasons],
         "tokens": round(tier.tokens),
         "avoided_engine_seconds": None if refused else estimate_json(tier.avoided),
-        "net_engine_seconds": None if refused else estimate_json(tier.net),
+        "net_engine_seconds": None if refused else _estimate_json(tier.net),
         "gross": _nano_json(money.gross if money else None),
         "holding": None if money is None else nano_to_text(money.holding),
         "net": _nano_json(money.net if money else None),
@@ -340,6 +352,10 @@ def _tier_json(group: Group, name: str) -> dict[str, Any]:
 def estimate_json(estimate: Estimate) -> dict[str, float]:
     """Seconds with their interval as they print."""
     return {name: round(bound, 6) for name, bound in estimate._asdict().items()}
+
+
+def _estimate_json(estimate: Estimate | None) -> dict[str, float] | None:
+    return None if estimate is None else estimate_json(estimate)
 
 
 def _nano_json(amount: NanoEstimate | None) -> dict[str, str] | None:

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kvtally.agent.calibrating import DAY_NS, Extra, Learned, learn
-from kvtally.agent.disaggregation import DECODE
+from kvtally.agent.calibrating import DAY_NS, Extra, Learned, flags_of, learn
+from kvtally.agent.disaggregation import DECODE, ROLE
 from kvtally.agent.interval import IDENTITY_BROKEN, RESET
-from kvtally.agent.kin import kin_of
+from kvtally.agent.kin import kin_of, known_laws, shown_as
 from kvtally.agent.ledger.columns import HOUR_NS
-from kvtally.agent.savings import Loading, Reason, loading_of
+from kvtally.agent.ledger.totals import handed
+from kvtally.agent.savings import Loading, Reason, loading_of, untimed
 from kvtally.agent.steplaw.series import NEEDED
 from kvtally.agent.steplaw.worth import worth
-from kvtally.agent.worth import Worth, worth_of
+from kvtally.agent.worth import Worth, hbm_alone, worth_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 MARGIN_NS = 600_000_000_000
 UNREAD_SHARE = 0.05  # of the time, for which a counter may be unknown before there is no figure
 TRANSFERRED = Reason("engines that decode what others prefilled are left out: what they load was handed to them")
+HANDED = Reason(
+    "what other engines handed to an engine is left out, since its role is not known and it has no outer tier",
+    f"say in its [[engine]] {ROLE}",
+)
+_UNREADABLE = "look for what is missing from the engine's page, is no number there, or falls without a restart"
 NOT_CALIBRATED = Reason("no calibration was there when the hour was settled", "`kvtally calibrate` makes one", True)
 
 
@@ -81,7 +87,8 @@ class Laws:
         """
         self._reader = reader
         self._targets = targets
-        self.stored: list[StoredCalibration] = [one for one in reader.calibrations() if only is None or one.id == only]
+        stored = known_laws(reader.calibrations(), targets)
+        self.stored: list[StoredCalibration] = [one for one in stored if only is None or one.id == only]
         self.extra = extra or {}
         self._learns = learns
         self._learned: dict[Fingerprint, Learned | None] = {}
@@ -105,7 +112,8 @@ class Laws:
         if kin.machine is None or kin.fingerprint is None:
             return None, kin.reasons
         if newest:
-            return max(newest, key=lambda one: one.id).calibration, ()
+            law = max(newest, key=lambda one: one.id).calibration
+            return law, flags_of(law)
         if not self._learns:
             return None, (NOT_CALIBRATED,)
         if kin.fingerprint not in self._learned:
@@ -132,6 +140,7 @@ def valued(reader: LedgerReader, window_ns: tuple[int, int], laws: Laws, targets
     """The worth of every replica in the window from raw intervals: those that start in it, by the hour."""
     start_ns, end_ns = window_ns
     found: list[Valued] = []
+    handed_to = {one.replica.target_id for one in handed(reader, start_ns, end_ns, targets) if not one.has_outer}
     for kin in kin_of(reader, (start_ns - MARGIN_NS, end_ns + MARGIN_NS), targets):
         law: Calibration | None = None
         reasons: tuple[Reason, ...] = ()
@@ -146,8 +155,9 @@ def valued(reader: LedgerReader, window_ns: tuple[int, int], laws: Laws, targets
                 is_asked = True
             extra = laws.extra.get(subject.name)
             series = subject.series if extra is None else subject.series._replace(logged=extra.logged)
-            for hour_ns, first, last in spans:
-                found.append(_valued(kin.machine, subject, series, (law, reasons), (hour_ns, first, last)))
+            is_handed = subject.replica.target_id in handed_to
+            for span in spans:
+                found.append(_valued(kin.machine, subject, series, (law, reasons), span, is_handed=is_handed))
     return found
 
 
@@ -163,6 +173,8 @@ def _valued(
     series: Series,
     answer: tuple[Calibration | None, tuple[Reason, ...]],
     span: tuple[int, int, int],
+    *,
+    is_handed: bool,
 ) -> Valued:
     law, reasons = answer
     hour_ns, first, last = span
@@ -171,12 +183,18 @@ def _valued(
     end_ns = round(series.at[last] * 1e9) + series.epoch_ns
     is_broken = any(row.flags & IDENTITY_BROKEN for row in rows if start_ns <= row.start_ns < end_ns)
     loading = loading_of(subject.replica.connector, tuple(subject.observed.caches))
+    in_process = any(name.endswith("/lmcache") for name in subject.observed.caches)
     unread = _unread([row for row in rows if start_ns <= row.start_ns < end_ns])
     if unread and law is not None:
-        text = f"{', '.join(unread)} could not be read in a part of this time, so what was counted there is not known"
-        law, reasons = None, (Reason(text, "look for numbers that are none on the engine's page", refuses=True),)
+        named = ", ".join(shown_as(unread, subject.replica))
+        text = f"{named} could not be read in a part of this time, so what was counted there is not known"
+        law, reasons = None, (Reason(text, _UNREADABLE, refuses=True),)
     known = worth(machine, series, first, last, law) if machine is not None and law is not None else None
-    has_outer = bool(subject.replica.connector or subject.observed.caches)
+    has_outer = bool(subject.replica.connector or subject.observed.caches) and not is_handed
+    if is_handed:
+        known, reasons = None if known is None else hbm_alone(known), (*reasons, HANDED)
+    why = None if known is None else untimed(known, subject.replica.connector or ("LMCache" if in_process else ""))
+    reasons = reasons if why is None else (*reasons, why)
     return Valued(hour_ns, rows[0].target_id, known, law, loading, reasons, is_broken, has_outer)
 
 

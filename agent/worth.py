@@ -24,10 +24,13 @@ class Worth(NamedTuple):
     clock_by                derivatives of the three by the log of the clock under load
     dram, disk, p2p         of `outer`, the parts of tiers that the engine tells apart
     bound, bound_loads, bound_stores   of avoided (mixed), loads and stores, what fell into time of waiting for capacity
+    bound_variance, bound_missed   of `bound`: its variance, since scrapes only sample who waits; and how much more of
+                            `avoided` may have fallen there, by the engine's queue seconds
     prefill, decode         engine-seconds of the steps by the law; low and high are the two marginal views (METHOD 2.4)
     share_by                derivatives of prefill and decode by the logs of the parameters
-    loads, stores           seconds that the outer tiers report of loading and storing
-    starved, seconds        of these seconds, those in which requests waited for capacity
+    loads, stores           seconds that the outer tiers report of loading and storing; None where one is at work that
+                            does not tell
+    starved, seconds        of these seconds, those in which requests waited for capacity, as scrapes sample them
     attention_seconds       of `full`, those of attention, about: where its share is large, so is the error
     estimated_tokens        of the external tokens, those whose tier is estimated from a cache's lookups
     """
@@ -49,8 +52,8 @@ class Worth(NamedTuple):
     decode: float
     prefill_by: tuple[float, ...]
     decode_by: tuple[float, ...]
-    loads: float
-    stores: float
+    loads: float | None
+    stores: float | None
     requests: float
     steps: float
     preemptions: float
@@ -66,6 +69,8 @@ class Worth(NamedTuple):
     starved_seconds: float | None
     attention_seconds: float
     estimated_tokens: float = 0.0
+    bound_variance: float = 0.0
+    bound_missed: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, rounded to what their error leaves."""
@@ -85,6 +90,34 @@ def worth_of(body: dict[str, Any]) -> Worth:
 def added(one: Worth, other: Worth) -> Worth:
     """The worth of both spans; what one of them does not know, the sum does not."""
     return Worth(*(_sum(left, right) for left, right in zip(one, other, strict=True)))
+
+
+def hbm_alone(worth: Worth) -> Worth:
+    """The worth of what HBM served, without outer tiers: where what came from outside was nobody's reuse."""
+    together, mixed, apart = (a - o for a, o in zip(worth.avoided, worth.outer, strict=True))
+    share = mixed / worth.avoided[1] if worth.avoided[1] else 0.0
+    return worth._replace(
+        avoided=(together, mixed, apart),
+        avoided_by=tuple(a - o for a, o in zip(worth.avoided_by, worth.outer_by, strict=True)),
+        clock_by=(worth.clock_by[0] - worth.clock_by[1], 0.0, worth.clock_by[2]),
+        outer=ZEROS,
+        outer_by=(0.0,) * len(worth.outer_by),
+        bound=worth.bound * share,
+        bound_variance=worth.bound_variance * share**2,
+        bound_missed=worth.bound_missed * share,
+        dram=0.0,
+        disk=0.0,
+        p2p=0.0,
+        external_tokens=0.0,
+        dram_tokens=0.0,
+        disk_tokens=0.0,
+        p2p_tokens=0.0,
+        estimated_tokens=0.0,
+        loads=0.0,
+        stores=0.0,
+        bound_loads=0.0,
+        bound_stores=0.0,
+    )
 
 
 def _sum(left: Any, right: Any) -> Any:

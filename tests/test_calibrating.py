@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from tests.ledgers import HOUR, SECOND, SKU, START, new_ledger, reader_of
+from tests.ledgers import HOUR, SECOND, SKU, START, FakeGpu, new_ledger, reader_of
 from tests.serving import FACTS, IDLE, LAW, NAME, Load, ServingEngine, Site
 from tests.simulator.scenarios import build
 
@@ -137,7 +137,9 @@ def test_a_replica_that_lacks_a_counter_takes_no_law_from_its_kind(path: str) ->
     # the first scrape had it: only differences are unknown
     found = {one.replicas: one for one in learned(path)}
     assert found[NAME,].calibration is not None
-    assert [reason.text for reason in found[OTHER,].reasons] == ["vLLM 0.25.1 does not tell queue_ns"]
+    assert [reason.text for reason in found[OTHER,].reasons] == [
+        "the page of vLLM 0.25.1 lacks vllm:request_queue_time_seconds_sum"
+    ]
 
 
 # -- what is no evidence
@@ -284,6 +286,19 @@ def test_a_law_whose_evidence_overlaps_is_no_prior(path: str) -> None:
     assert (after.prior, across.prior) == ("1", "packaged")
 
 
+def test_a_law_from_before_sizes_were_told_is_gone_on_from(path: str) -> None:
+    site(path).serve(3 * 3600).close()
+    with reader_of(path) as reader:
+        (first,) = learn(reader, (START, START + HALF_HOUR * SECOND), reader.targets())
+        assert first.calibration is not None
+        old = first.calibration.fingerprint._replace(sizes="")
+        assert old != first.calibration.fingerprint
+        reader.add_calibration(first.calibration._replace(fingerprint=old), START, "a kvtally of before")
+        (number,) = kept(reader, START + 3 * HOUR)
+        (new,) = (one for one in reader.calibrations() if one.id == number)
+    assert (new.calibration.prior, new.calibration.fingerprint) == ("1", first.calibration.fingerprint)
+
+
 def test_a_prior_grows_with_the_weeks_and_by_what_engines_drift(path: str) -> None:
     site(path).serve(HALF_HOUR).close()
     with reader_of(path) as reader:
@@ -383,3 +398,52 @@ def test_each_law_that_is_due_is_fitted_once(path: str) -> None:
     with reader_of(path) as reader, counting({"fit"}) as calls:
         assert kept(reader, START + HOUR) == [1, 2, 3]
     assert calls["fit"] == 3
+
+
+# -- flags: a law that does not meet what was measured
+
+
+class OddGpu(FakeGpu):
+    """A GPU that tells another share of its time than it worked for its engine: times `factor`, and `beside`."""
+
+    def __init__(self, name: str, factor: float, beside: float) -> None:
+        super().__init__(name)
+        self.factor, self.beside = factor, beside
+
+    def run(self, seconds: float, busy: float, *, mean: bool = True) -> None:
+        super().run(seconds, busy * self.factor + seconds * self.beside, mean=mean)
+
+
+def odd(path: str, factor: float = 1.0, beside: float = 0.0) -> list[Learned]:
+    made = site(path)
+    made.gpus[NAME] = OddGpu(made.gpus[NAME].name, factor, beside)
+    made.serve(HALF_HOUR, Load(requests=1, hbm=0.3)).close()
+    return learned(path)
+
+
+def test_a_gpu_that_rests_while_steps_are_counted_is_flagged(path: str) -> None:
+    (one,) = odd(path, factor=0.0)
+    (reason,) = one.reasons
+    # 60 scrapes of a request of 40 output tokens
+    assert reason.text == "2400 steps were counted in which 0.0 s of work were measured"
+    assert not reason.refuses
+    assert one.calibration is not None
+    assert one.calibration.evidence.notes == (str(reason),)
+
+
+def test_work_that_no_law_explains_is_flagged(path: str) -> None:
+    (one,) = odd(path, factor=5.0)
+    texts = [reason.text for reason in one.reasons if not reason.refuses]
+    assert texts == ["by the law the engine would have worked 87% of what was measured"]
+
+
+def test_a_law_that_requests_alone_do_not_obey_is_flagged(path: str) -> None:
+    (one,) = odd(path, beside=0.1)
+    texts = [reason.text for reason in one.reasons if not reason.refuses]
+    assert texts[1] == "requests that ran alone took 50% more or less than by the law"
+
+
+def test_a_law_that_fits_has_no_flag(path: str) -> None:
+    (one,) = odd(path)
+    assert one.calibration is not None
+    assert (one.reasons, one.calibration.evidence.notes) == ((), ())

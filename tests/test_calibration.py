@@ -89,15 +89,41 @@ def test_numbers_that_json_made_whole_are_read_as_floats() -> None:
 def test_a_fingerprint_tells_people_what_it_holds_for() -> None:
     where = "1 x NVIDIA H100 80GB HBM3, vLLM 0.25.1"
     assert FINGERPRINT.text() == f"llama-8b (LlamaForCausalLM, bfloat16, KV bfloat16) on {where}, 1000 tokens a step"
+    sized = FINGERPRINT._replace(sizes="32x4096-9d0e2f", is_eager=True)
+    assert sized.text() == (
+        "llama-8b (LlamaForCausalLM 32x4096-9d0e2f, bfloat16, KV bfloat16) on 1 x NVIDIA H100 80GB HBM3, vLLM 0.25.1, "
+        "1000 tokens a step, eager"
+    )
     bare = FINGERPRINT._replace(gpus=0, sku="", version="")
     assert bare.text() == "llama-8b (LlamaForCausalLM, bfloat16, KV bfloat16) on CPU, vLLM ?, 1000 tokens a step"
 
 
 def test_whatever_a_law_depends_on_tells_two_fingerprints_apart() -> None:
-    others = Fingerprint("other", "MistralForCausalLM", "float16", "fp8", "NVIDIA H200", 2, "0.26.0", 2048)
+    others = Fingerprint(
+        "other", "MistralForCausalLM", "float16", "fp8", "NVIDIA H200", 2, "0.26.0", 2048, "1x2-3", is_eager=True
+    )
     texts = {FINGERPRINT._replace(**{name: getattr(others, name)}).text() for name in Fingerprint._fields}
     assert len(texts) == len(Fingerprint._fields)
     assert FINGERPRINT.text() not in texts
+
+
+def test_a_law_of_before_sizes_were_told_is_that_of_the_only_kind_it_can_be_of() -> None:
+    small, big = FINGERPRINT._replace(sizes="28x3072-a"), FINGERPRINT._replace(sizes="40x5120-b", is_eager=True)
+    elsewhere = small._replace(gpus=2)
+    assert FINGERPRINT.completed({big, elsewhere, None}) == big
+    assert (
+        FINGERPRINT.completed({small, elsewhere, FINGERPRINT}) == small
+    )  # one whose formulas are not known has no law
+    # learned from both, as one: it is neither's
+    assert FINGERPRINT.completed({small, big}) == FINGERPRINT
+    assert FINGERPRINT.completed({elsewhere}) == FINGERPRINT
+    assert small.completed({big}) == small
+
+
+def test_a_body_of_before_sizes_were_told_is_a_calibration() -> None:
+    old = body()
+    del old["fingerprint"]["sizes"], old["fingerprint"]["is_eager"]
+    assert calibration_of(old).fingerprint == FINGERPRINT
 
 
 def test_evidence_has_no_notes_unless_told() -> None:

@@ -320,6 +320,8 @@ def skewed(law: dict[str, Any]) -> dict[str, Any]:
         (edited(fingerprint__gpus="1"), "its gpus is no count"),
         (edited(fingerprint__token_budget=True), "its token_budget is no count"),
         (edited(fingerprint__model=None), "its model is no text"),
+        (edited(fingerprint__sizes=7), "its sizes is no text"),
+        (edited(fingerprint__is_eager="yes"), "its is_eager is no boolean"),
         (edited(evidence__start_ns=1.5), "its start_ns is no count"),
         (edited(evidence__occupied_seconds=float("nan")), "not finite"),
         (edited(evidence__surprise=1), "surprise"),

@@ -41,7 +41,9 @@ MONTH = 730.5
 pytestmark = pytest.mark.usefixtures("kvtally")
 # a law that nobody has learned: what is shown of it does not change with what is learned
 FIXED = Calibration(
-    Fingerprint("llama-8b", "LlamaForCausalLM", "bfloat16", "bfloat16", H100, 1, "0.25.1", 8192),
+    Fingerprint(
+        "llama-8b", "LlamaForCausalLM", "bfloat16", "bfloat16", H100, 1, "0.25.1", 8192, "32x4096-a49a00", is_eager=True
+    ),
     "M1",
     (0.72, 0.70, 0.75, 0.60, 5e-4, 4e-4, 0.029, 4.0, 0.004),
     tuple(tuple(0.0016 if row == column else 0.0 for column in range(9)) for row in range(9)),
@@ -463,7 +465,12 @@ def test_of_several_kinds_one_is_to_be_named(kvtally: Call, on_cpu: str, tmp_pat
         (("--what-if", "disk"), "write NAME=10TB@20GB/s,$300/TB"),
         (("--what-if", "disk=20GB/s,$300/TB"), "write NAME=10TB@20GB/s,$300/TB"),
         (("--what-if", "disk=lots@20GB/s,$300/TB"), "--what-if 'lots' is no number of bytes"),
-        (("--what-if", "disk=10TB@20GB,$300/TB"), "'20GB' is no bandwidth"),
+        (("--what-if", "disk=10TB@20GB/s"), "--what-if 'disk=10TB@20GB/s': write NAME=10TB@20GB/s,$300/TB or"),
+        (
+            ("--what-if", "disk=10TB@20GB,$300/TB"),
+            "--what-if 'disk=10TB@20GB,$300/TB': '20GB' is no bandwidth; write NAME=10TB@20GB/s",
+        ),
+        (("--what-if", "disk=10TB@20GB/s,$300"), "'$300' is no price of a size; write NAME=10TB@20GB/s"),
         (("--what-if", DISK, "--what-if", DISK), "two stores have the same name"),
         (("--what-if", DISK, "--extra-reuse", "10,20"), "one share of what was computed"),
         (("--what-if", DISK, "--extra-reuse", "120"), "reuse lies between 0 and 100"),

@@ -71,6 +71,26 @@ def test_a_replay_says_of_the_engine_how_it_was_run(kvtally: Call, tmp_path: Pat
     assert told.keys().isdisjoint({"token_budget", "tensor_parallel", "pipeline_parallel", "connector"})
 
 
+def test_a_refusal_of_a_replayed_engine_is_lifted_by_what_it_says(kvtally: Call, tmp_path: Path) -> None:
+    with tarfile.open(DEMO) as packed:
+        packed.extractall(tmp_path, filter="data")
+    folder = tmp_path / "h100-llama8b"
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(meta.pop("model")), encoding="utf-8")
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    kvtally("replay", str(folder), "--ledger", "sqlite:///before.db")
+    refused = json.loads(kvtally("savings", "--ledger", "sqlite:///before.db", "--format", "json").out)["groups"][0]
+    assert refused["reasons"][0] == (
+        "the shape of model llama-8b is not known: say where its config.json lies, in kvtally.toml, in the [[engine]] "
+        'with name = "h100-llama8b-on": model_config = "/models/x/config.json", and replay it into a new ledger'
+    )
+    setting = '[[engine]]\nurl = "http://anywhere"\nname = "h100-llama8b-on"\nmodel_config = "config.json"\n'
+    (tmp_path / "kvtally.toml").write_text(setting, encoding="utf-8")
+    assert kvtally("replay", str(folder), "--ledger", "sqlite:///after.db").status == 0
+    told = json.loads(kvtally("savings", "--ledger", "sqlite:///after.db", "--format", "json").out)["groups"][0]
+    assert told["status"] == "ok"
+
+
 def test_replaying_twice_gives_the_same_ledger_to_the_byte_of_a_dump(kvtally: Call, tmp_path: Path) -> None:
     for name in ("one.db", "two.db"):
         assert kvtally("replay", DEMO, "--ledger", f"sqlite:///{name}").status == 0

@@ -14,6 +14,7 @@ from kvtally.agent.accounts import Payment
 from kvtally.agent.book import book_of, keep_rates
 from kvtally.agent.config import Config
 from kvtally.agent.ledger.read import LedgerReader
+from kvtally.agent.request_log import read_requests
 from kvtally.agent.settlement import settle_hours
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def test_a_phase_of_the_recording_as_a_table_fits_the_terminal(
     assert lines[1].startswith("llama-8b: reuse saved 3")
     heads = [line.split("  ")[0] for line in lines if "90 % interval" in line]
     assert heads == ["tier", "engine time", "money, USD"]
-    assert "llama-8b (LlamaForCausalLM, bfloat16" in ran.out.replace("\n  ", " ")
+    assert "llama-8b (LlamaForCausalLM 32x4096-a49a00, bfloat16" in ran.out.replace("\n  ", " ")
 
 
 def test_the_figures_can_be_followed_down(kvtally: Call, demo_ledger: str) -> None:
@@ -335,6 +336,52 @@ def test_with_a_log_the_pairs_are_exact_and_the_figure_is_about_the_same(kvtally
     assert f"requests: 200 of {LOG}" in " ".join(
         kvtally("savings", "--ledger", demo_ledger, *CLOSED, "--requests", LOG, "--format", "table").out.split()
     )
+
+
+@pytest.mark.parametrize("late", [-2.5, -0.5, 0.5, 1.0, 2.5])
+def test_the_clock_of_a_log_changes_no_figure(late: float, kvtally: Call, demo_ledger: str, tmp_path: Path) -> None:
+    with open(LOG, encoding="utf-8") as lines:  # noqa: PTH123  # LOG is text for the command line
+        header, *rows = csv.reader(lines)
+    at = header.index("time")
+    shifted = [[f"{float(cell) + late:.4f}" if place == at else cell for place, cell in enumerate(one)] for one in rows]
+    (tmp_path / "late.csv").write_text("\n".join(map(",".join, [header, *shifted])), encoding="utf-8")
+    figures = [answer(kvtally, "--ledger", demo_ledger, "--requests", log)["groups"][0] for log in (LOG, "late.csv")]
+    exact, found = (one["avoided_engine_seconds"] for one in figures)
+    assert [found[name] / exact[name] for name in ("low", "point", "high")] == pytest.approx([1, 1, 1], abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda at, prompt, cached: (at + prompt % 30, prompt, cached),
+            "its tokens in other intervals than h100-llama8b-on/0",
+        ),
+        (lambda at, prompt, _: (at, prompt, 0), "less of the prompts' tokens were reused than h100-llama8b-on/0"),
+    ],
+)
+def test_a_log_that_does_not_fit_the_counters_is_left_out_and_why_is_said(
+    change: Callable[[float, int, int], tuple[float, int, int]],
+    words: str,
+    kvtally: Call,
+    demo_ledger: str,
+    tmp_path: Path,
+) -> None:
+    with open(LOG, "rb") as lines:  # noqa: PTH123  # LOG is text for the command line
+        requests = read_requests(lines).requests
+    rows = [change(one.at_seconds, one.prompt_tokens, one.cached_tokens or 0) for one in requests]
+    told = "\n".join(f"{at:.4f},{prompt},{cached}" for at, prompt, cached in rows)
+    (tmp_path / "odd.csv").write_text(f"time,prompt_tokens,cached_tokens\n{told}\n", encoding="utf-8")
+    ran = kvtally("savings", "--format", "json", "--ledger", demo_ledger, "--requests", "odd.csv")
+    assert ran.status == 0
+    assert words in ran.err
+    assert ran.err.endswith("It is left out: the figures are those of the counters alone\n")
+    found = json.loads(ran.out)
+    assert "requests" not in found["method"]
+    assert found["groups"] == answer(kvtally, "--ledger", demo_ledger)["groups"]
+    ran = kvtally("calibrate", "--ledger", copied(demo_ledger, tmp_path), "--requests", "odd.csv")
+    assert (ran.status, ran.out) == (2, "")
+    assert words in ran.err
 
 
 def test_a_log_that_lacks_most_requests_cannot_stand_for_them(kvtally: Call, demo_ledger: str, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from kvtally.agent.config import (
@@ -151,10 +153,18 @@ def test_the_keys_of_an_access_must_make_sense_together(access: Access, key: str
     assert faults(config) == [(f"scrape.file_sd_access.{key}", reason)]
 
 
-@pytest.mark.parametrize("pattern", ["/etc/sd/engines.yml", "/etc/sd/*.yaml", "/etc/sd/*"])
-def test_files_to_discover_from_are_json_and_yaml_is_to_be_converted(pattern: str) -> None:
+def test_files_to_discover_from_are_json_or_yaml() -> None:
+    scrape = Scrape(file_sd=("/etc/sd/*.json", "/etc/sd/engines.yml", "/etc/sd/*.yaml", "/etc/sd/*"))
+    (found,) = of_each(Config(scrape=scrape))
+    assert (found.key, found.reason) == ("scrape.file_sd", '"/etc/sd/*" does not end in .json, .yml or .yaml')
+
+
+@pytest.mark.parametrize("pattern", ["/etc/sd/engines.yml", "/etc/sd/*.yaml"])
+def test_yaml_without_pyyaml_is_refused_with_the_two_ways_out(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)  # as where it is not installed
     (found,) = of_each(Config(scrape=Scrape(file_sd=("/etc/sd/*.json", pattern))))
-    assert (found.key, found.reason) == ("scrape.file_sd", f'"{pattern}" does not end in .json')
+    assert found.reason == f'"{pattern}" is YAML, and PyYAML is not installed'
+    assert "kvtally[yaml]" in found.hint
     assert "yq -o=json" in found.hint
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from decimal import Decimal
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ import pytest
 from tests.calculator import agrees, calculated, redo
 from tests.command_line import copied
 from tests.ledgers import HOUR, SECOND, SKU, START, Deployment, FakeEngine, new_ledger, rate, reader_of
+from tests.present import present
+from tests.replica_rows import calibration as known_law
 from tests.replica_rows import observed
 from tests.serving import FACTS, NAME, PLAIN, Load, ServingEngine, Site
 
@@ -21,8 +24,9 @@ from kvtally.agent.calibrating import Extra
 from kvtally.agent.calibration import PARAMETERS, Calibration, CalibrationEvidence, Fingerprint
 from kvtally.agent.config import Config
 from kvtally.agent.explain import explained, inputs, pieces
-from kvtally.agent.explain.figure import Couplings, seconds_lines
+from kvtally.agent.explain.figure import CAUSES, Couplings, error_budget, interval_lines, seconds_lines
 from kvtally.agent.explain.request import worked_request
+from kvtally.agent.explain.tiers import gained_by, tier_lines, tiers_json
 from kvtally.agent.hardware import gpu_of
 from kvtally.agent.ledger.raw_counters import raw_counters
 from kvtally.agent.ledger.read import LedgerReader
@@ -31,6 +35,7 @@ from kvtally.agent.observed import CacheSpan
 from kvtally.agent.rates import RateBook
 from kvtally.agent.render.explain import explain_table
 from kvtally.agent.replica import About
+from kvtally.agent.savings import Part, Seconds, seconds_of, with_held
 from kvtally.agent.savings_report import SavingsReport, savings_report
 from kvtally.agent.settlement import settle_hours
 from kvtally.agent.steplaw.chunks import chunked
@@ -39,6 +44,8 @@ from kvtally.agent.steplaw.law import GAP, Steps, packaged_prior, prefill_second
 from kvtally.agent.steplaw.machine import machine
 from kvtally.agent.steplaw.series import Logged
 from kvtally.agent.valuing import Laws
+from kvtally.agent.worth import NOTHING as NO_WORTH
+from kvtally.agent.worth import Worth
 from kvtally.collectors import lmcache, lmcache_mp, vllm_families
 
 if TYPE_CHECKING:
@@ -102,11 +109,16 @@ def test_every_line_is_what_a_calculator_gives_from_the_lines_before_it(
 ) -> None:
     _, one = request.getfixturevalue(source)
     figure = redo(one["figure"]["rows"])
-    errors = redo(one["errors"]["rows"], figure)
-    assert redo(one["figure"]["interval"], figure)["sd"] == errors["sd"]
-    redo(one["money"]["rows"], figure)
+    errors = redo(one["errors"]["tiers"], redo(one["errors"]["rows"], figure))
+    known = redo(one["figure"]["interval"], figure)
     if one["tiers"]:
-        redo(one["tiers"]["rows"])
+        rows = redo(one["tiers"]["rows"])
+        assert {name: errors[name] for name in ("W_hbm", "W_out")} == {name: rows[name] for name in ("W_hbm", "W_out")}
+        known = redo(one["tiers"]["interval"], known | rows)
+    assert {name: known[name] for name in known if name.startswith("sd")} == {
+        name: errors[name] for name in errors if name in {"sd", "sd_hbm", "sd_out"}
+    }
+    redo(one["money"]["rows"], known)
     request_of = one["request"]
     before = redo(request_of["decode"], redo(request_of["inputs"]))
     for side, name in MARKS:
@@ -175,6 +187,93 @@ def test_it_ends_at_the_figures_of_the_report(source: str, request: pytest.Fixtu
     assert money["holding"] == pytest.approx(float(group["holding"]), rel=1e-4)
     assert money["realised"] == pytest.approx(float(group["realised"]["point"]), rel=1e-3, abs=1e-6)
     assert money["rate"] == pytest.approx(float(group["engine_second"]), rel=1e-6)
+    near = 2e-4 * float(group["gross"]["high"])
+    for name, symbol in (("gross", "gross"), ("net", "net_paid"), ("realised", "realised")):
+        for end in ("low", "high"):
+            assert money[f"{symbol}_{end}"] == pytest.approx(float(group[name][end]), abs=near)
+
+
+def test_the_interval_that_decides_a_tier_is_worked_out(outer: tuple[SavingsReport, dict[str, Any]]) -> None:
+    report, one = outer
+    tiers = report.as_json()["groups"][0]["tiers"]
+    shown, money = values(one["tiers"]["interval"]), values(one["money"]["rows"])
+    hbm, external = (tiers[name]["net_engine_seconds"] for name in ("hbm", "external"))
+    assert (shown["W_hbm_low"], shown["W_hbm_high"]) == pytest.approx((hbm["low"], hbm["high"]), abs=1e-3)
+    gained = tiers["external"]["avoided_engine_seconds"]
+    assert (shown["W_out_low"], shown["W_out_high"]) == pytest.approx((gained["low"], gained["high"]), abs=1e-3)
+    for name, end in (("low", "low"), ("net", "point"), ("high", "high")):
+        assert shown[f"{name}_external"] == pytest.approx(external[end], abs=1e-3)
+    for name in ("hbm", "external"):
+        for symbol, end in (("least", "low"), ("paid", "point"), ("most", "high")):
+            assert money[f"{symbol}_{name}"] == pytest.approx(float(tiers[name]["net"][end]), abs=2e-6)
+    assert money["held_external"] == pytest.approx(2 * 0.72 * 0.5, rel=1e-3)
+    sides = [row["symbol"].rpartition("_")[0] for row in one["errors"]["tiers"] if row["symbol"].endswith("_out")]
+    assert sides == ["W", *(f"sd_{cause}" for cause in CAUSES), "sd"]
+
+
+APART = NO_WORTH._replace(
+    avoided=(40.0, 41.0, 43.0),
+    outer=(14.0, 15.0, 16.0),
+    full=(120.0,) * 3,
+    dram=9.0,
+    disk=6.0,
+    loads=3.0,
+    stores=2.0,
+    requests=100.0,
+    hbm_tokens=500_000.0,
+    external_tokens=300_000.0,
+    dram_tokens=200_000.0,
+    disk_tokens=100_000.0,
+    computed_tokens=1e6,
+)
+
+
+def told_of(worth: Worth, held: Sequence[str] = ()) -> tuple[Seconds, dict[str, str], dict[str, str]]:
+    """Its figures, and what is printed of them all and of the tiers."""
+    parts = [Part(known_law(sd=0.03), worth, "synchronous")]
+    seconds = with_held(seconds_of(parts, 60.0), held)
+    lines = seconds_lines(seconds, Couplings(worth.avoided, None), parts)
+    known, sd, sds = redo(lines.as_json()), None, {}
+    if worth.hbm_tokens:
+        gained = gained_by(seconds)
+        errors = error_budget(seconds, parts, lines, gained)
+        redone = redo(errors["tiers"], redo(errors["rows"], known))
+        sd, sds = redone["sd"], {side: redone[f"sd_{side}"] for side in gained}
+    known = redo(interval_lines(seconds, sd, lines).as_json(), known)
+    rows = tiers_json(seconds, "synchronous", None)
+    assert rows is not None
+    known |= redo(rows["rows"])
+    return seconds, known, redo(tier_lines(seconds, known, sds).as_json(), known)
+
+
+def test_of_several_outer_tiers_each_has_an_interval_of_its_own() -> None:
+    seconds, _, shown = told_of(APART, ["external"])
+    for name in ("dram", "disk"):
+        net = present(seconds.tiers[name].net)
+        told = tuple(float(shown[f"{end}_{name}"]) for end in ("low", "net", "high"))
+        assert told == pytest.approx(net, abs=1e-3)
+    # 15 s, of which 200,000 of 300,000 tokens came from DRAM: 9 of 15, less two thirds of 3 + 2
+    assert float(shown["net_dram"]) == pytest.approx(9 - 10 / 3, abs=1e-3)
+    assert "net_external" not in shown  # nothing came from it, and nothing was put there
+
+
+def test_where_nobody_timed_the_loads_what_was_avoided_keeps_its_interval() -> None:
+    seconds, known, shown = told_of(APART._replace(loads=None))
+    assert seconds.net is None
+    assert not {"net", "net_low", "stall"} & {*known}
+    assert (float(known["W_low"]), float(known["W_high"])) == pytest.approx(seconds.avoided[::2], abs=1e-3)
+    hbm = seconds.tiers["hbm"].avoided
+    assert (float(shown["W_hbm_low"]), float(shown["W_hbm_high"])) == pytest.approx(hbm[::2], abs=1e-3)
+    assert not {"net_dram", "net_disk"} & {*shown}
+
+
+def test_stores_without_a_hit_have_the_interval_of_what_they_cost() -> None:
+    unused = NO_WORTH._replace(full=APART.full, stores=2.0, requests=100.0, computed_tokens=1e6)
+    seconds, known, shown = told_of(unused)
+    # half of 2 s to 1.2 times
+    assert [float(known[name]) for name in ("net_low", "net", "net_high")] == [-2.4, -2.0, -1.0]
+    assert [float(shown[name]) for name in ("low_external", "net_external", "high_external")] == [-2.4, -2.0, -1.0]
+    assert present(seconds.net) == pytest.approx((-2.4, -2.0, -1.0))
 
 
 def test_the_classes_are_all_requests_and_sum_to_what_was_avoided(demo: tuple[SavingsReport, dict[str, Any]]) -> None:
@@ -477,6 +576,17 @@ def test_each_parameter_stands_beside_its_prior(demo: tuple[SavingsReport, dict[
     assert (law["prior"], law["id"], law["evidence"]["source"]) == ("packaged", None, "graphics")
 
 
+def test_an_efficiency_above_the_peak_says_how_that_can_be(
+    demo: tuple[SavingsReport, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    law = demo[1]["laws"][0]
+    words = "above 1 where decodes share a prefix's reading"
+    for median, times in (("1.1200", 1), ("0.9700", 0)):
+        rows = [one | {"median": median} if "kv" in one["name"] else one for one in law["parameters"]]
+        explain_table([demo[1] | {"laws": [law | {"parameters": rows}], "request": None}])
+        assert " ".join(capsys.readouterr().out.split()).count(words) == times
+
+
 def test_the_error_is_told_by_cause_with_the_largest_one_named(demo: tuple[SavingsReport, dict[str, Any]]) -> None:
     report, one = demo
     seconds = report.groups[0].seconds
@@ -541,6 +651,22 @@ def test_loads_that_the_engine_does_not_wait_for_cost_it_nothing_alone_either(tm
 # -- the money
 
 
+def test_stores_without_a_hit_are_a_loss_with_an_interval_in_money_too(tmp_path: Path) -> None:
+    load = Load(hbm=0.0, store_seconds=0.1, starved=True)
+    report, (one,) = asked(site(tmp_path, load, connector="LMCacheConnectorV1"), rates=RATES)
+    (group,) = report.as_json()["groups"]
+    assert group["reused_tokens"]["external"] == 0
+    known = redo(one["figure"]["interval"], redo(one["figure"]["rows"]))
+    known = redo(one["tiers"]["interval"], known | redo(one["tiers"]["rows"]))
+    money = values(one["money"]["rows"])
+    redo(one["money"]["rows"], known)
+    assert Decimal(group["net"]["high"]) < 0
+    near = -2e-4 * float(group["net"]["low"])
+    for name, symbol in (("net", "net_paid"), ("realised", "realised")):
+        for end in ("low", "high"):
+            assert money[f"{symbol}_{end}"] == pytest.approx(float(group[name][end]), abs=near)
+
+
 def test_the_money_names_its_prices_and_what_holding_costs(outer: tuple[SavingsReport, dict[str, Any]]) -> None:
     money = outer[1]["money"]
     shown = values(money["rows"])
@@ -567,7 +693,7 @@ def test_engines_that_cost_differently_have_a_mean_rate(tmp_path: Path) -> None:
     shown = values(one["money"]["rows"])
     assert shown["spent"] == pytest.approx(3.6 / 4 + 7.2 / 4)
     assert shown["rate"] == pytest.approx(0.0015)
-    redo(one["money"]["rows"], redo(one["figure"]["rows"]))
+    redo(one["money"]["rows"], redo(one["figure"]["interval"], redo(one["figure"]["rows"])))
 
 
 # -- long spans

@@ -164,3 +164,49 @@ def test_a_label_that_is_not_read_may_hold_anything() -> None:
 def test_a_file_names_at_most_4096_targets() -> None:
     assert len(targets(group(*["h:1"] * 4096)).engines) == 4096
     assert fault(group(*["h:1"] * 4000), group(*["h:1"] * 97)) == "more than 4096 targets"
+
+
+# -- the same in YAML
+
+
+def test_yaml_names_what_the_same_json_names() -> None:
+    text = b"""\
+- targets: ["10.0.0.7:8000"]
+  labels: {namespace: chat, role: prefill, tenant: 7, env: ~x}
+- targets:
+    - 10.0.0.9:7000
+  labels:
+    kvtally_kind: page
+    kvtally_engines: 10.0.0.7:8000
+- targets: [h:1]
+  labels:
+"""
+    labels = {"namespace": "chat", "role": "prefill", "tenant": "7", "env": "~x"}
+    same = targets(
+        group("10.0.0.7:8000", **labels),
+        group("10.0.0.9:7000", kvtally_kind="page", kvtally_engines="10.0.0.7:8000"),
+        group("h:1"),
+    )
+    assert parse(text, is_yaml=True) == same
+    assert same.engines[0].labels.tenant == "7"
+
+
+@pytest.mark.parametrize("content", [b"", b"# nothing yet\n", b"[]", b"- targets: []\n"])
+def test_a_yaml_file_may_name_nothing(content: bytes) -> None:
+    assert parse(content, is_yaml=True) == Targets()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"targets: [h:1]\n", "not in the format of file_sd: Expected `array`, got `object`"),
+        (b"- targets: h:1\n", "not in the format of file_sd: Expected `array`, got `str` - at `$[0].targets`"),
+        (b"- targets: [h:1]\n  label: {}\n", "not in the format of file_sd: Object contains unknown field `label`"),
+        (b"- targets: [h:1]\n  labels: &x {}\n", "not in the format of file_sd: anchors and aliases are not read"),
+        (b"- targets: [h:1\n", "not in the format of file_sd: did not find expected"),
+        (b"{}", "not in the format of file_sd: Expected `array`, got `object`"),
+    ],
+)
+def test_yaml_that_is_not_wholly_understood_is_refused(content: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(reason)}"):
+        parse(content, is_yaml=True)

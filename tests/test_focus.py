@@ -173,6 +173,7 @@ def test_savings_are_those_of_the_report_and_no_row_is_a_credit(demo: LedgerRead
     (bearer,) = [row for row in rows if row["x_SavingsStatus"]]
     money = group.money
     assert money is not None
+    assert money.net is not None
     assert money.realised is not None
     for name, amount in (("AvoidedCost", money.gross), ("NetSavings", money.net), ("RealisedSavings", money.realised)):
         told = [bearer[f"x_{name}{bound}"] for bound in ("Low", "", "High")]

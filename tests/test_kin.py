@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.ledgers import HOUR, SECOND, START, Deployment, FakeEngine, new_ledger, reader_of
+from tests.ledgers import HOUR, SECOND, SKU, START, Deployment, FakeEngine, new_ledger, reader_of
+from tests.serving import FACTS, SHAPE, ServingEngine, Site
 
-from kvtally.agent.kin import _missing, kin_of
+from kvtally.agent.calibrating import learn
+from kvtally.agent.kin import _missing, kin_of, known_laws
 from kvtally.agent.ledger.read import Target, replica_of
 from kvtally.agent.replica import About
 from kvtally.collectors.base import Reading
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from kvtally.agent.calibrating import Learned
     from kvtally.agent.observed import CacheSpan
 
 FIRST, SECOND_ENGINE = "10.0.0.1:8000/0", "10.0.0.2:8000/0"
@@ -73,8 +77,21 @@ def sums(spans: tuple[CacheSpan, ...], name: str) -> int:
 @pytest.mark.parametrize(
     ("replica", "text", "hint"),
     [
-        ({}, "vLLM ? does not tell steps", "vLLM 0.16 and later count what the savings need"),
-        ({"version": "0.12.0"}, "vLLM 0.12.0 does not tell steps", "vLLM 0.16 and later count what the savings need"),
+        (
+            {},
+            "vLLM ? does not tell vllm:iteration_tokens_total_count",
+            "vLLM 0.16 and later count what the savings need",
+        ),
+        (
+            {"version": "0.12.0"},
+            "vLLM 0.12.0 does not tell vllm:iteration_tokens_total_count",
+            "vLLM 0.16 and later count what the savings need",
+        ),
+        (
+            {"version": "0.25.1"},
+            "the page of vLLM 0.25.1 lacks vllm:iteration_tokens_total_count",
+            "this version shows it: look for what filters the page on its way here, or for values that are no numbers",
+        ),
         (
             {"engine": "sglang", "version": "0.5.23"},
             "SGLang 0.5.23 does not tell steps: this engine does not count what the savings need",
@@ -100,6 +117,19 @@ def test_a_setting_of_an_engine_is_words_that_hold_whatever_the_file_has_already
 
     assert told("vllm") == 'in kvtally.toml, in the [[engine]] with url = "http://10.0.0.1:8000/metrics": x = 1'
     assert '"http://10.0.0.1:8000/prometheus/metrics": x = 1' in told("tensorrt-llm")
+
+
+def test_an_engine_that_config_names_is_found_there_by_its_name() -> None:
+    def told(name: str, mapping: str = "config") -> str:
+        return replica_of(Target(1, "engine", name, {"mapping": mapping}, ())).in_config("x = 1")
+
+    assert told("sgl-new/0") == 'in kvtally.toml, in the [[engine]] with name = "sgl-new": x = 1'
+    assert told("sgl-new:eu/0") == 'in kvtally.toml, in the [[engine]] with name = "sgl-new:eu": x = 1'
+    assert told("[::1]:8000/0") == 'in kvtally.toml, in the [[engine]] with url = "http://[::1]:8000/metrics": x = 1'
+    for mapping in ("recorded", "the recording does not say which GPUs it had"):
+        assert told("on/0", mapping) == (
+            'in kvtally.toml, in the [[engine]] with name = "on": x = 1, and replay it into a new ledger'
+        )
 
 
 def test_a_server_of_two_engines_is_shared_by_what_each_loaded_and_stored(tmp_path: Path) -> None:
@@ -153,3 +183,71 @@ def test_a_decode_engine_is_handed_its_tokens_and_loads_none(tmp_path: Path, dec
     path = new_ledger(tmp_path)
     serve(path, {0: (300, 100)}, Server(), roles=("", "decode" if decodes else ""))
     assert sums(caches_of(path)[FIRST], "load_ns") == (4 if decodes else 3) * SECOND
+
+
+# -- what shares a law
+
+DEEP = {**FACTS, "shape": json.dumps({**SHAPE, "num_hidden_layers": 64}, sort_keys=True)}
+
+
+def served(path: str, second: Mapping[str, str] | None = None) -> None:
+    """Half an hour of an engine, and of a second one behind the same name that is said to be run as these facts say."""
+    names, about = [FIRST], {}
+    if second is not None:
+        names.append(SECOND_ENGINE)
+        about["10.0.0.2:8000"] = About(gpus=("GPU-1",), sku=SKU, mapping="a test", facts=second)
+    made = Site(path, [ServingEngine(name) for name in names], about=about)
+    made.scrape(made.engines)
+    made.serve(1800).close()
+
+
+def laws_of(path: str) -> dict[tuple[str, ...], Learned]:
+    with closing(reader_of(path)) as reader:
+        return {one.replicas: one for one in learn(reader, (0, 2**62), reader.targets())}
+
+
+@pytest.mark.parametrize("second", [DEEP, {**FACTS, "eager": "1"}], ids=["other weights", "eager"])
+def test_engines_that_are_not_alike_behind_one_served_name_share_no_law(tmp_path: Path, second: dict[str, str]) -> None:
+    path = new_ledger(tmp_path)
+    served(path, second=second)
+    with closing(reader_of(path)) as reader:
+        found = {kin.subjects[0].name: kin for kin in kin_of(reader, (START, START + HOUR), reader.targets())}
+    assert {name: len(kin.subjects) for name, kin in found.items()} == {FIRST: 1, SECOND_ENGINE: 1}
+    honest, other = found[FIRST].machine, found[SECOND_ENGINE].machine
+    assert honest is not None
+    assert other is not None
+    assert (honest.shape.layers, honest.is_eager) == (32, False)
+    assert (other.shape.layers, other.is_eager) == (json.loads(second["shape"])["num_hidden_layers"], "eager" in second)
+    law = laws_of(path)[FIRST,].calibration
+    assert law is not None
+    assert law.evidence.requests == 240  # its own alone
+    assert law.evidence.worked_ratio == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_stored_law_of_before_sizes_were_told_is_neither_lost_nor_given_to_another(tmp_path: Path) -> None:
+    (tmp_path / "alone").mkdir()
+    alone, both = new_ledger(tmp_path / "alone"), new_ledger(tmp_path)
+    served(alone)
+    served(both, second=DEEP)
+    law = laws_of(alone)[FIRST,].calibration
+    assert law is not None
+    assert law.fingerprint.sizes
+    old = law._replace(fingerprint=law.fingerprint._replace(sizes=""))
+    found = {}
+    for path in (alone, both):
+        with closing(reader_of(path)) as reader:
+            reader.add_calibration(old, START, "a test")
+            (one,) = known_laws(reader.calibrations(), reader.targets())
+            found[path] = one.calibration.fingerprint
+    assert found == {alone: law.fingerprint, both: old.fingerprint}
+
+
+def test_an_engine_whose_shape_nobody_knows_takes_no_law_from_its_kind(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    served(path, second={"token_budget": "8192"})
+    found = laws_of(path)
+    law = found[FIRST,].calibration
+    assert law is not None
+    assert law.evidence.requests == 240
+    (reason,) = found[SECOND_ENGINE,].reasons
+    assert reason.text == "the shape of model llama-8b is not known"

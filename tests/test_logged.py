@@ -11,6 +11,7 @@ from kvtally.agent.calibrating import Extra, learn
 from kvtally.agent.kin import kin_of
 from kvtally.agent.ledger.read import LedgerReader
 from kvtally.agent.request_log import Request, read_requests
+from kvtally.agent.steplaw.laying import laid
 from kvtally.agent.steplaw.logged import counted, logged_of, probes_of, ran_alone
 from kvtally.agent.steplaw.population import COUPLINGS, Population, populations
 from kvtally.agent.valuing import Laws, valued
@@ -75,7 +76,7 @@ def test_a_request_without_a_time_to_first_token_stands_where_it_was_sent() -> N
 def test_the_pairs_of_a_log_are_the_same_for_every_coupling_and_sum_to_the_counters(
     series: Series, requests: tuple[Request, ...]
 ) -> None:
-    logged = series._replace(logged=logged_of(requests))
+    logged = series._replace(logged=laid(logged_of(requests), [series]).log)
     start, end = 29, 50  # the phase of 200 requests
     first, *others = over(logged, start, end)
     assert all(other is first for other in others)
@@ -86,16 +87,8 @@ def test_the_pairs_of_a_log_are_the_same_for_every_coupling_and_sum_to_the_count
     assert (first.reused * first.weight).sum() == pytest.approx(reused[end] - reused[start])
 
 
-def test_a_clock_that_differs_by_a_little_moves_no_request(series: Series, requests: tuple[Request, ...]) -> None:
-    late = [one._replace(at_seconds=one.at_seconds + 0.1) for one in requests]
-    spans = [(29, 50), (0, 3), (3, 4), (6, 8)]
-    for start, end in spans:
-        exact, shifted = (over(series._replace(logged=logged_of(log)), start, end)[0] for log in (requests, late))
-        assert exact.prompt.tolist() == shifted.prompt.tolist()
-
-
 def test_windows_that_overlap_each_have_their_requests(series: Series, requests: tuple[Request, ...]) -> None:
-    logged = series._replace(logged=logged_of(requests))
+    logged = series._replace(logged=laid(logged_of(requests), [series]).log)
     found = populations(logged, np.array([29, 0, 35]), np.array([50, 40, 45]), COUPLINGS)[0]
     for piece, (start, end) in enumerate(((29, 50), (0, 40), (35, 45))):
         alone = over(logged, start, end)[0]
@@ -105,13 +98,15 @@ def test_windows_that_overlap_each_have_their_requests(series: Series, requests:
 def test_a_log_that_lacks_more_than_a_tenth_is_left_for_the_histograms(
     series: Series, requests: tuple[Request, ...]
 ) -> None:
-    gappy = series._replace(logged=logged_of(requests[::2]))
+    gappy = series._replace(logged=laid(logged_of(requests[::2]), [series]).log)
     assert [one.prompt.tolist() for one in over(gappy, 29, 50)] == [one.prompt.tolist() for one in over(series, 29, 50)]
 
 
-def test_with_a_log_the_couplings_leave_no_range(reader: LedgerReader, requests: tuple[Request, ...]) -> None:
+def test_with_a_log_the_couplings_leave_no_range(
+    reader: LedgerReader, series: Series, requests: tuple[Request, ...]
+) -> None:
     targets, window = reader.targets(), (START_NS + 29 * 10**9, START_NS + 50 * 10**9)
-    extra = {NAME: Extra(logged=logged_of(requests), rung="M2")}
+    extra = {NAME: Extra(logged=laid(logged_of(requests), [series]).log, rung="M2")}
     (without,) = valued(reader, window, Laws(reader, targets), targets)
     (within,) = valued(reader, window, Laws(reader, targets, extra=extra), targets)
     assert without.worth is not None
@@ -122,11 +117,11 @@ def test_with_a_log_the_couplings_leave_no_range(reader: LedgerReader, requests:
 
 
 def test_the_law_of_exact_pairs_describes_single_requests_better(
-    reader: LedgerReader, requests: tuple[Request, ...]
+    reader: LedgerReader, series: Series, requests: tuple[Request, ...]
 ) -> None:
     extent = reader.extent()
     assert extent is not None
-    extra = {NAME: Extra(logged=logged_of(requests), rung="M2")}
+    extra = {NAME: Extra(logged=laid(logged_of(requests), [series]).log, rung="M2")}
     (without,), (within,) = (learn(reader, extent, reader.targets(), (), one) for one in ({}, extra))
     assert without.calibration is not None
     assert within.calibration is not None

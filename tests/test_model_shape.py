@@ -195,7 +195,7 @@ def test_what_does_not_attend_to_everything_is_refused(name: str, said: str) -> 
         {"num_hidden_layers": 10**6},
         {"num_attention_heads": [32, 16]},
         {"num_attention_heads": 33},
-        {"num_key_value_heads": "removed"},
+        {"num_key_value_heads": 0},
         {"hidden_size": -4096},
         {"vocab_size": 10**30},
         {"torch_dtype": "removed"},
@@ -275,19 +275,67 @@ def test_quantised_weights_take_fewer_bytes(
     assert shape_of(json.loads(shape_text(changed))) == known
 
 
+def compressed(*types: tuple[str, int]) -> dict[str, Any]:
+    """One group of compressed-tensors, by its weights and activations."""
+    parts = [{"type": kind, "num_bits": bits} for kind, bits in types]
+    group = dict(zip(("weights", "input_activations"), parts, strict=False))
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+
+
 # 8-bit integers on both sides: not the arithmetic that the GPU's row knows
-def test_integer_arithmetic_is_refused() -> None:
-    integers = {
-        "quant_method": "compressed-tensors",
-        "config_groups": {
-            "group_0": {
-                "weights": {"num_bits": 8, "type": "int"},
-                "input_activations": {"num_bits": 8, "type": "int"},
-            }
-        },
-    }
-    with pytest.raises(UnknownArchitecture, match="compressed-tensors"):
-        shape("llama-3.1-8b", quantization_config=integers)
+@pytest.mark.parametrize(
+    ("quantization", "said"),
+    [
+        (compressed(("int", 8), ("int", 8)), "quantization 'compressed-tensors' of int8 weights and int8 activations"),
+        (compressed(("float", 4)), "quantization 'compressed-tensors' of float4 weights"),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"group_0": {}, "group_1": {}}},
+            "quantization 'compressed-tensors' of mixed weights",
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quantization 'modelopt' of NVFP4 weights"),
+        ({"quant_method": "mxfp4"}, "quantization 'mxfp4' of weights"),
+    ],
+)
+def test_arithmetic_whose_speed_is_not_known_is_refused_by_its_name(quantization: dict[str, Any], said: str) -> None:
+    changed = config("llama-3.1-8b", quantization_config=quantization)
+    for kept in (changed, json.loads(shape_text(changed))):
+        with pytest.raises(UnknownArchitecture) as refused:
+            shape_of(kept)
+        assert str(refused.value) == said
+        assert refused.value.hint.startswith("known: 8-bit floats (fp8)")
+
+
+# Llama 1 has no such key; Hugging Face then gives every query head its own, but Mistral eight in all
+def test_heads_of_keys_are_as_many_as_of_queries_where_the_family_has_it_so() -> None:
+    plain = shape("llama-3.1-8b", num_key_value_heads="removed")
+    assert plain == shape("llama-3.1-8b", num_key_value_heads=32)
+    assert plain.kv_bytes_per_token == 524_288
+    with pytest.raises(UnknownArchitecture, match="lacks num_key_value_heads") as refused:
+        shape("mistral-7b-v0.3", num_key_value_heads="removed")
+    assert "a copy of it in which num_key_value_heads is written" in refused.value.hint
+
+
+# as Qwen2.5-7B-Instruct-1M has it
+def test_attention_in_chunks_is_not_taken_for_full_attention() -> None:
+    with pytest.raises(UnknownArchitecture, match="with dual_chunk_attention_config"):
+        shape("qwen2.5-7b", dual_chunk_attention_config={"chunk_size": 262_144, "sparse_attention_enabled": True})
+
+
+# what vLLM and the daemon do with --kv-cache-dtype auto
+@pytest.mark.parametrize(
+    ("asked", "kv_bytes"),
+    [
+        ({"kv_cache_scheme": {"num_bits": 8, "type": "float"}}, 65_536),
+        ({"kv_cache_quant_algo": "FP8"}, 65_536),
+        ({"kv_cache_scheme": None}, 131_072),
+    ],
+)
+def test_a_checkpoint_with_a_cache_of_8_bit_floats_halves_its_bytes(asked: dict[str, Any], kv_bytes: int) -> None:
+    scheme = {"quant_method": "modelopt", "quant_algo": "FP8", **asked}
+    changed = config("llama-3.1-8b", quantization_config=scheme)
+    assert shape_of(changed).kv_bytes_per_token == kv_bytes
+    assert shape_of(json.loads(shape_text(changed))).kv_bytes_per_token == kv_bytes
+    assert shape_of(changed, kv_dtype="bfloat16").kv_bytes_per_token == 131_072
 
 
 def test_what_the_engine_was_told_goes_before_the_config() -> None:

@@ -10,6 +10,13 @@ from kvtally.agent.facts import Replica
 from kvtally.agent.observed import fingerprint_of
 
 SHAPE = {"architecture": "LlamaForCausalLM", "weight_dtype": "bfloat16", "kv_dtype": "fp8", "num_hidden_layers": 32}
+LLAMA = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128_256,
+}
 REPLICA = Replica(
     7, "10.0.0.1:8000/0", "llama-8b", "0.25.1", ("GPU-a", "GPU-b"), SKU, "on-demand", "", {}, shape=json.dumps(SHAPE)
 )
@@ -26,6 +33,24 @@ def test_a_replica_whose_facts_are_known_has_a_fingerprint() -> None:
     assert fingerprint_of(REPLICA) == expected
     assert fingerprint_of(REPLICA._replace(token_budget=2048)) == expected._replace(token_budget=2048)
     assert fingerprint_of(REPLICA._replace(version=None)) == expected._replace(version="")
+
+
+def test_models_of_other_sizes_behind_one_name_have_fingerprints_of_their_own() -> None:
+    plain, deep, wide = (
+        fingerprint_of(shaped(**{**LLAMA, **changes}))
+        for changes in ({}, {"num_hidden_layers": 64}, {"intermediate_size": 28672})
+    )
+    assert plain is not None
+    assert deep is not None
+    assert wide is not None
+    assert plain.sizes.startswith("32x4096-")
+    assert deep.sizes.startswith("64x4096-")
+    assert wide.sizes.startswith("32x4096-")
+    assert len({plain, deep, wide}) == 3
+    assert plain._replace(sizes="") == deep._replace(sizes="") == wide._replace(sizes="")
+    # what a law does not read of the shape tells no two apart, so that a key more in it loses no law
+    assert fingerprint_of(shaped(**LLAMA, parameters=8_030_261_248)) == plain
+    assert fingerprint_of(shaped(**LLAMA)._replace(eager=True)) == plain._replace(is_eager=True)
 
 
 def test_where_it_ran_and_what_it_was_called_is_no_part_of_a_fingerprint() -> None:

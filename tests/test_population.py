@@ -368,3 +368,27 @@ def test_a_log_cannot_say_that_a_whole_prompt_was_reused() -> None:
     rows = [row(0, 1, [Asked(100, hbm=99)])]
     found = series(rows)._replace(logged=logged((0.5, 100, 100, NAN)))
     assert over(found)[1].reused.tolist() == [99]
+
+
+def test_reuse_that_a_log_lays_where_no_hit_was_counted_is_of_the_tiers_that_served_the_others() -> None:
+    rows = [row(0, 1, [Asked(1000)]), row(1, 2, [Asked(1000, hbm=300, outer=100)])]
+    found = series(rows)._replace(logged=logged((0.5, 1000, 200, NAN), (1.5, 1000, 200, NAN)))
+    each = populations(found, np.array([0, 1]), np.array([1, 2]), COUPLINGS)[0]
+    assert each.reused == pytest.approx([200, 200])
+    assert each.reused_hbm == pytest.approx([150, 150])
+
+
+@pytest.mark.parametrize("outer", [NAN, 200.0])
+def test_without_an_external_token_all_reuse_of_a_log_is_of_hbm(outer: float) -> None:
+    rows = [row(0, 1, [Asked(1000)]), row(1, 2, [Asked(1000, hbm=400)])]
+    found = series(rows)._replace(logged=logged((0.5, 1000, 200, outer), (1.5, 1000, 200, NAN)))
+    each = populations(found, np.array([0, 1]), np.array([1, 2]), COUPLINGS)[0]
+    assert each.reused_hbm.tolist() == each.reused.tolist() == pytest.approx([200, 200])
+
+
+def test_without_a_hit_in_hbm_all_reuse_of_a_log_is_external() -> None:
+    rows = [row(0, 1, [Asked(1000)]), row(1, 2, [Asked(1000, outer=400)])]
+    found = series(rows)._replace(logged=logged((0.5, 1000, 200, NAN), (1.5, 1000, 200, NAN)))
+    each = populations(found, np.array([0, 1]), np.array([1, 2]), COUPLINGS)[0]
+    assert each.reused == pytest.approx([200, 200])
+    assert each.reused_hbm.tolist() == [0, 0]

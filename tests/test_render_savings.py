@@ -10,7 +10,7 @@ from tests.command_line import isolate
 
 from kvtally.agent.calibration import PARAMETERS
 from kvtally.agent.render.calibration import calibration_table, calibrations_table, imported_lines
-from kvtally.agent.render.comma_separated import savings_rows_of
+from kvtally.agent.render.comma_separated import SAVINGS_COLUMNS, flat, savings_rows_of
 from kvtally.agent.render.savings import WORDING, savings_table
 
 if TYPE_CHECKING:
@@ -114,6 +114,9 @@ NO_RATE = {
 RESTARTED = NO_RATE | {"kind": "engine_restarted", "severity": "info", "target": "", "message": "the engine restarted"}
 
 
+PREEMPTED = "29 preemptions in 381 requests: what they computed again is in no prompt counter: give the engine more KV"
+
+
 def changed(**parts: Any) -> dict[str, Any]:
     """The answer with some parts of its group replaced."""
     copy = deepcopy(ANSWER)
@@ -135,12 +138,10 @@ def with_an_outer_tier() -> dict[str, Any]:
     }
     return changed(
         status="lower_bound",
-        reasons=[
-            "29 preemptions in 381 requests: what they computed again is in no prompt counter: give the engine more KV"
-        ],
+        reasons=[PREEMPTED],
         reused_tokens={"hbm": 1_391_088, "dram": None, "disk": None, "p2p": None, "external": 558_092},
         reuse_engine_seconds={"stall": seconds(1.0, 1.4, 1.8), "store": seconds(4.5, 9.0, 10.8)},
-        tiers={"hbm": HBM | {"status": "lower_bound"}, "external": external},
+        tiers={"hbm": HBM | {"status": "lower_bound", "reasons": [PREEMPTED]}, "external": external},
         reuse_cost={"stall": "0.001036000", "store": "0.006717000"},
         holding="0.001000000",
         latency_seconds=2.5,
@@ -163,11 +164,23 @@ def dearer_than_nothing() -> dict[str, Any]:
     return changed(net_engine_seconds=seconds(-300.0, -230.0, -150.0), net=lost, realised=lost)
 
 
+def held_for_more() -> dict[str, Any]:
+    """A cache that is dearer than what it saves."""
+    lost = money("-0.102000000", "-0.100000000", "-0.098000000")
+    return changed(
+        reasons=["what is held costs more than reuse saved: a smaller cache costs less"],
+        holding="0.124386000",
+        net=lost,
+        realised=money("-0.124000000", "-0.123000000", "-0.122000000"),
+    )
+
+
 def nothing_reused() -> dict[str, Any]:
     tier = HBM | {"tokens": 0, "avoided_engine_seconds": NOTHING, "net_engine_seconds": NOTHING}
     zero = money(ZERO, ZERO, ZERO)
     held = money("-0.500000000", "-0.500000000", "-0.500000000")
     return changed(
+        reasons=["nothing was reused, and what is held is charged all the same"],
         reused_tokens=dict.fromkeys(GROUP["reused_tokens"], 0),
         avoided_engine_seconds=NOTHING,
         net_engine_seconds=NOTHING,
@@ -215,6 +228,7 @@ ANSWERS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "outer-tier": with_an_outer_tier,
     "not-proven": not_proven,
     "dearer": dearer_than_nothing,
+    "held-for-more": held_for_more,
     "nothing-reused": nothing_reused,
     "no-price": without_price,
     "refused": lambda: changed(**REFUSED) | {"method": {"version": "1", "rung": None, "calibrations": []}},
@@ -263,7 +277,11 @@ def test_what_is_no_line_to_copy_fits_into_80_columns(
         ("one", "reuse saved 32.6 engine-seconds net (28.7 to 36.6); 0.02439 USD net, of it realised 0.001319 USD"),
         ("outer-tier", "reuse saved 32.6 engine-seconds net"),
         ("not-proven", "NOT PROVEN: the data fit anything from 0.0 to 2.5 engine-seconds net, 0.02143 to 0.02734 USD"),
-        ("dearer", "reuse cost 230.0 engine-seconds more than it saved"),
+        ("dearer", "reuse cost 230.0 engine-seconds more than it saved; -0.1719 USD net, realised -0.1719 USD"),
+        (
+            "held-for-more",
+            "reuse saved 32.6 engine-seconds (28.7 to 36.6), and cost more than that; -0.1000 USD net, realised",
+        ),
         ("nothing-reused", "nothing was reused; -0.5000 USD net"),
         ("no-price", "reuse saved 32.6 engine-seconds net (28.7 to 36.6)"),
         ("refused", "NO FIGURE, what was seen cannot carry one"),
@@ -274,6 +292,14 @@ def test_the_headline_says_the_status_in_words(
     name: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert shown(ANSWERS[name](), 200, monkeypatch, capsys).splitlines()[1].startswith(f"llama-8b: {words}")
+
+
+def test_a_reason_of_all_is_not_told_again_for_each_tier(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(with_an_outer_tier(), 200, monkeypatch, capsys)
+    assert text.count("29 preemptions") == 1
+    assert text.count("external: its net interval contains zero") == 1
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -334,7 +360,7 @@ def test_a_name_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_csv_has_the_columns_of_an_interval_even_where_it_is_unknown() -> None:
     answer = several()
-    rows = list(csv.DictReader(io.StringIO(savings_rows_of(answer))))
+    rows = list(csv.DictReader(io.StringIO(savings_rows_of(answer, ["model", "hour"]))))
     assert len(rows) == 8
     assert rows[0]["net_engine_seconds.point"] == "32.6"
     assert rows[0]["tiers.hbm.net.low"] == "0.021433000"
@@ -346,8 +372,30 @@ def test_csv_has_the_columns_of_an_interval_even_where_it_is_unknown() -> None:
 
 
 def test_csv_of_a_refusal_alone_has_the_same_columns() -> None:
-    (row,) = csv.DictReader(io.StringIO(savings_rows_of(changed(**REFUSED))))
+    (row,) = csv.DictReader(io.StringIO(savings_rows_of(changed(**REFUSED), ["model"])))
     assert {row[f"{name}.{bound}"] for name in ("net", "gross") for bound in ("low", "point", "high")} == {""}
+
+
+def test_the_columns_of_a_savings_report_do_not_depend_on_what_is_known() -> None:
+    empty = ANSWER | {"groups": [], "method": {"version": "1", "rung": None, "calibrations": []}}
+    answers = [*(make() for name, make in ANSWERS.items() if name != "several"), empty]
+    (header,) = {savings_rows_of(answer, ["model"]).splitlines()[0] for answer in answers}
+    columns = header.split(",")
+    assert columns[:3] == [f"window.{name}" for name in ("start", "end", "covered_seconds")]
+    assert columns[3:6] == ["currency", "method.version", "method.rung"]
+    assert columns[6:10] == [f"method.requests.{name}" for name in ("file", "replica", "requests", "counted")]
+    assert columns[10:] == ["by.model", *SAVINGS_COLUMNS]
+    assert len(set(columns)) == len(columns)
+    assert savings_rows_of(empty, ["model"]) == f"{header}\n"
+    assert ",by.tenant,by.day,status," in savings_rows_of(empty, ["tenant", "day"])
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_no_key_of_a_group_is_without_its_column(name: str) -> None:
+    """A key that has parts where it is known is a column by its parts alone."""
+    parted = {column.rpartition(".")[0] for column in SAVINGS_COLUMNS}
+    found = {column for group in ANSWERS[name]()["groups"] for column in flat(group)}
+    assert {column for column in found if not column.startswith("by.")} <= {*SAVINGS_COLUMNS, *parted}
 
 
 # calibrations
@@ -377,6 +425,7 @@ LEARNED: dict[str, Any] = {
         "occupied_seconds": 83.995,
         "worked_ratio": 1.00312,
         "single_error": 0.0501,
+        "notes": [],
     },
     "parameters": {
         name: parameter(0.0042, "s") if name.endswith("seconds") else parameter(0.75, "") for name in PARAMETERS
@@ -395,7 +444,8 @@ def test_what_was_learned_and_what_was_not_as_tables(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     again = LEARNED | {"id": 4, "is_new": False, "prior": "3", "rung": "M5", "further": []}
-    again["evidence"] = LEARNED["evidence"] | {"worked_ratio": None, "single_error": None, "probes": 14}
+    unfit = {"worked_ratio": None, "single_error": None, "notes": ["4688 steps were counted in which 0.0 s: look"]}
+    again["evidence"] = LEARNED["evidence"] | unfit | {"probes": 14}
     unknown = {"fingerprint": None, "replicas": ["c/0"], "reasons": ["replica mapping unknown (two GPUs): write it"]}
     known = {"fingerprint": FINGERPRINT, "replicas": ["d/0"], "reasons": ["too little was seen: wait"]}
     calibration_table({"ledger": "l.db", "calibrations": [LEARNED, again], "refused": [unknown, known]})

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.ledgers import new_ledger, reader_of
 
+from kvtally.agent.config import Engine, Labels
+from kvtally.agent.config_file import ConfigError
 from kvtally.agent.engine_recording import EngineRecording, meta_of
 from kvtally.agent.ledger.append import LedgerWriter
 from kvtally.agent.ledger.observed import observed
@@ -78,6 +80,44 @@ def test_a_connector_that_the_recorders_config_gave_goes_before_the_arguments(co
 )
 def test_a_budget_that_the_recorders_config_gave_goes_before_the_arguments(budget: object, told: str) -> None:
     assert facts(token_budget=budget, engine_args=["--max-num-batched-tokens", "2048"]) == {"token_budget": told}
+
+
+# -- what the config says of it
+
+
+def test_what_config_says_of_the_recorded_engine_goes_before_the_recording(tmp_path: Path) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 80, "torch_dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    meta = {
+        "model": MODEL,
+        "engine_args": ["--kv-cache-dtype=fp8", "--max-num-batched-tokens", "2048"],
+        "gpus": [{"uuid": "GPU-1", "name": "NVIDIA H100"}],
+        "labels": {"tenant": "a", "cluster": "b"},
+    }
+    given = Engine(
+        url="http://on",
+        name="on",
+        model_config=str(tmp_path),
+        token_budget=4096,
+        kv_dram_gib=64,
+        labels=Labels("", "", "c"),
+    )
+    about = about_of(meta, given)
+    told = json.loads(about.facts["shape"])
+    assert (told["num_hidden_layers"], told["kv_dtype"], about.facts["token_budget"]) == (80, "fp8", "4096")
+    assert (about.gpus, about.mapping, about.sku) == (("GPU-1",), "recorded", "NVIDIA H100")
+    assert (about.dram_gib, about.labels) == ("64.000000000", {"tenant": "c", "cluster": "b"})
+    named = about_of(meta, Engine(url="http://on", name="on", gpus=("GPU-2",)))
+    assert (named.gpus, named.mapping, json.loads(named.facts["shape"])["num_hidden_layers"]) == (
+        ("GPU-2",),
+        "config",
+        32,
+    )
+
+
+def test_a_model_config_that_is_none_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model_config: .* is no config\.json of a model"):
+        about_of({"model": MODEL}, Engine(url="http://on", name="on", model_config=str(tmp_path)))
 
 
 # -- pages beside the engine's

@@ -17,6 +17,7 @@ from kvtally.agent.replica import About
 from kvtally.agent.report import Report, cost_report
 from kvtally.agent.savings_report import savings_report
 from kvtally.agent.settlement import settle_hours
+from kvtally.agent.valuing import HANDED as UNKNOWN_ROLE
 from kvtally.collectors.base import Reading
 from kvtally.collectors.quantities import QUANTITIES
 
@@ -228,6 +229,50 @@ def test_an_engine_that_does_both_is_divided_as_ever(tmp_path: Path) -> None:
     assert group["split_law"] is None
 
 
+class Transfers(Half):
+    """What the page of an engine tells of KV that it fetches from another."""
+
+    def __init__(self, name: str, each: Mapping[str, int]) -> None:
+        super().__init__(name, each)
+        self.name = f"{name}/0/nixl"
+        self.counts = dict.fromkeys((one.name for one in QUANTITIES["cache"]), 0.0)
+
+    def reading(self) -> Reading:
+        about = {"cache": "nixl", "transfer": "1"}
+        return Reading("cache", self.name, about, tuple(self.counts.values()), self.epoch)
+
+
+FETCHES = {"load_bytes": 10**9, "loads": 10}
+ROLELESS = {P: about("GPU-p", ""), D: about("GPU-d", "")}
+
+
+def test_an_engine_that_is_handed_kv_and_has_no_role_is_told_with_what_to_write(tmp_path: Path) -> None:
+    # the prefill engine, too, shows the families, and moves nothing itself
+    engines = [*pair(), Transfers(P, {}), Transfers(D, FETCHES)]
+    report = cost_of(ledger(tmp_path, engines, ROLELESS))
+    (finding,) = [one for one in report.findings if one.kind == "role_unknown"]
+    assert (finding.severity, finding.target) == ("warning", f"engine/{D}/0")
+    assert finding.message == (
+        "KV came from other engines (nixl), 2970 tokens of it as far as it was no outer tier's, and no role is known: "
+        "their prompts count here and where they were prefilled, and what was handed on counts as reuse. Say what they "
+        f'do, in kvtally.toml, in the [[engine]] with url = "http://{D}/metrics": role = "decode" (or "prefill", or '
+        '"both")'
+    )
+
+
+@pytest.mark.parametrize("decodes", ["decode", "both"])
+def test_a_role_that_is_known_is_not_asked_for(tmp_path: Path, decodes: str) -> None:
+    abouts = {P: about("GPU-p", "prefill"), D: about("GPU-d", decodes)}
+    report = cost_of(ledger(tmp_path, [*pair(), Transfers(D, FETCHES)], abouts))
+    assert "role_unknown" not in {finding.kind for finding in report.findings}
+
+
+def test_engines_that_are_handed_nothing_need_no_role(tmp_path: Path) -> None:
+    still = [Transfers(P, FETCHES), Transfers(D, {})]
+    report = cost_of(ledger(tmp_path, [*pair(), *still], ROLELESS))
+    assert "role_unknown" not in {finding.kind for finding in report.findings}
+
+
 def test_a_settled_hour_says_the_same_and_its_audit_is_clean(tmp_path: Path) -> None:
     path = ledger(tmp_path, pair(), ticks=range(0, 3720, 60))
     hour = Window(START, START + HOUR)
@@ -306,3 +351,61 @@ def test_a_decode_engine_alone_has_no_savings_and_says_why(tmp_path: Path) -> No
     assert (group["status"], group["reasons"]) == ("insufficient_data", [TRANSFERRED])
     assert (group["avoided_engine_seconds"], group["gross"], group["tiers"]) == (None, None, {})
     assert explanation["status"] == "insufficient_data"
+
+
+class Fetching(Serving):
+    """What the page of the decode engine tells of its transfers, beside it."""
+
+    def __init__(self) -> None:
+        super().__init__(D, IDLE)
+        self.name = f"{D}/0/nixl"
+        self.transfers = Transfers(D, FETCHES)
+
+    def take(self, load: Load, chance: random.Random) -> float:
+        if load is not IDLE:
+            self.transfers.serve_some()
+        return super().take(IDLE, chance)
+
+    def reading(self) -> Reading:
+        return self.transfers.reading()
+
+
+def decoded(path: str, role: str, *, caches: bool = False) -> tuple[Serving, dict[str, Any]]:
+    """An engine that finds a third in HBM and loads a third, with its transfers; its savings."""
+    engine = Serving(D, Load(hbm=0.33, external=0.33))
+    made = Site(path, [engine, Fetching()], about={D: about("GPU-0", role, facts=FACTS)}, caches=caches)
+    made.scrape(made.engines)
+    made.serve(1800).serve(60, IDLE).close()
+    report, _ = savings_of(path)
+    (group,) = report.as_json()["groups"]
+    return engine, group
+
+
+def test_what_is_handed_to_an_engine_without_a_role_is_no_saving_and_what_hbm_served_is(tmp_path: Path) -> None:
+    engine, both = decoded(new_ledger(tmp_path, "both.db"), "both")
+    assert set(both["tiers"]) == {"hbm", "external"}
+    _, group = decoded(new_ledger(tmp_path), "")
+    hbm = int(engine.counts["hbm_tokens"])
+    assert group["reused_tokens"] == {"hbm": hbm, "dram": 0, "disk": 0, "p2p": 0, "external": 0}
+    assert set(group["tiers"]) == {"hbm"}
+    assert group["avoided_engine_seconds"] == both["tiers"]["hbm"]["avoided_engine_seconds"]
+    assert group["avoided_engine_seconds"]["point"] < 0.9 * both["avoided_engine_seconds"]["point"]
+    assert [str(reason) for reason in group["reasons"] if "its role is not known" in reason] == [str(UNKNOWN_ROLE)]
+
+
+def test_loads_of_an_engine_with_an_outer_tier_of_its_own_stay_reuse(tmp_path: Path) -> None:
+    engine, group = decoded(new_ledger(tmp_path), "", caches=True)
+    assert group["reused_tokens"]["external"] == int(engine.counts["external_tokens"])
+    assert str(UNKNOWN_ROLE) not in group["reasons"]
+
+
+def test_what_was_handed_stays_no_saving_when_its_hour_is_settled(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    _, before = decoded(path, "")
+    with closing(reader_of(path)) as reader:
+        reader.add_rates(PRICES)
+        settle_hours(reader, [START - START % HOUR], START + 2 * HOUR, BOOK, Payment())
+    report, _ = savings_of(path)
+    (after,) = report.as_json()["groups"]
+    assert after["reused_tokens"] == before["reused_tokens"]
+    assert str(UNKNOWN_ROLE) in after["reasons"]

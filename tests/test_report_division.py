@@ -29,8 +29,8 @@ def parted(
     prefill: tuple[float, float, float] = (2.0, 3.0, 4.0),
     decode: float = 5.0,
     *,
-    loads: float = 0.0,
-    stores: float = 0.0,
+    loads: float | None = 0.0,
+    stores: float | None = 0.0,
     by: tuple[float, float] = (0.0, 0.0),
 ) -> Parted:
     """What the step law says; `by`: derivatives of prefill and decode by the law's first parameter."""
@@ -89,6 +89,8 @@ def test_where_the_law_knows_of_no_step_it_divides_nothing() -> None:
         (None, "synchronous", 10, True, None),
         (parted(), "synchronous", 0, False, None),  # nobody reports what is stored
         (parted(stores=1.0), "synchronous", 10, True, None),  # tokens were loaded, in a time that nobody reports
+        (parted(loads=2.0, stores=None), "synchronous", 10, True, None),  # the page has no clock of stores
+        (parted(loads=None, stores=1.0), "synchronous", 0, True, None),
     ],
 )
 def test_what_an_outer_tier_takes_is_known_where_its_page_and_its_connector_are(

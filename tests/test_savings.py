@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from tests.present import present
 from tests.replica_rows import FINGERPRINT, calibration
 
 from kvtally.agent import savings
@@ -181,13 +182,13 @@ def test_nothing_reused_is_exactly_nothing_and_what_holding_it_took_is_charged()
     )
     found = seconds(worth)
     assert found.avoided == EXACTLY_NOTHING
-    assert found.store.point == 2
-    assert found.net.point == -2
-    assert found.net.high < 0
+    assert present(found.store).point == 2
+    assert present(found.net).point == -2
+    assert present(found.net).high < 0
     assert found.tiers["hbm"].avoided == EXACTLY_NOTHING
     assert found.tiers["external"].tokens == 0
     assert found.tiers["external"].avoided == EXACTLY_NOTHING
-    assert found.tiers["external"].net.point == -2
+    assert present(found.tiers["external"].net).point == -2
 
 
 def test_an_engine_without_any_reuse_has_a_figure_and_it_is_nothing() -> None:
@@ -207,7 +208,7 @@ def test_loads_that_stop_the_engine_are_charged_with_what_their_timers_are_off()
     low, high = savings.STORE_RANGE
     assert found.store == pytest.approx((low * 0.25, 0.25, high * 0.25))
     assert found.latency == 0
-    assert found.net.point == pytest.approx(10 - 0.5 - 0.25)
+    assert present(found.net).point == pytest.approx(10 - 0.5 - 0.25)
 
 
 def test_loads_beside_the_engine_hold_up_requests_and_not_the_engine() -> None:
@@ -215,32 +216,36 @@ def test_loads_beside_the_engine_hold_up_requests_and_not_the_engine() -> None:
     assert found.stall == (0, 0, 0.5)
     assert found.store == (0, 0, 0.25)
     assert found.latency == 0.5
-    assert found.net.point == 10
-    assert found.net.low < found.avoided.low
-    assert found.net.high == found.avoided.high
+    assert present(found.net).point == 10
+    assert present(found.net).low < found.avoided.low
+    assert present(found.net).high == found.avoided.high
 
 
 def test_loads_of_which_nobody_knows_how_they_go_are_charged_down_to_nothing() -> None:
     found = seconds(OUTER, SURE, "unknown")
     assert found.stall == pytest.approx((0, 0.5, savings.LOAD_RANGE[1] * 0.5))
-    assert found.store.low == 0
+    assert present(found.store).low == 0
     assert found.latency == 0
 
 
 def test_the_errors_of_gain_and_costs_are_independent() -> None:
     found = seconds(OUTER)
     down = math.hypot(
-        found.avoided.point - found.avoided.low, found.stall.high - 0.5, found.store.high - found.store.point
+        found.avoided.point - found.avoided.low,
+        present(found.stall).high - 0.5,
+        present(found.store).high - present(found.store).point,
     )
-    up = math.hypot(half(found.avoided), 0.5 - found.stall.low, found.store.point - found.store.low)
-    assert found.net.low == pytest.approx(9.25 - down)
-    assert found.net.high == pytest.approx(9.25 + up)
+    up = math.hypot(
+        half(found.avoided), 0.5 - present(found.stall).low, present(found.store).point - present(found.store).low
+    )
+    assert present(found.net).low == pytest.approx(9.25 - down)
+    assert present(found.net).high == pytest.approx(9.25 + up)
 
 
 def test_parts_that_load_differently_are_charged_each_in_its_way() -> None:
     parts = [Part(SURE, OUTER, "synchronous"), Part(SURE, OUTER, "asynchronous")]
     found = seconds_of(parts, OCCUPIED)
-    assert found.stall.point == 0.5
+    assert present(found.stall).point == 0.5
     assert found.latency == 0.5
     assert found.avoided.point == 20
 
@@ -284,16 +289,16 @@ def test_a_wide_interval_proves_nothing() -> None:
 
 def test_a_net_interval_with_zero_in_it_proves_nothing() -> None:
     found = seconds(OUTER._replace(loads=9.0))
-    assert found.net.holds(0.0)
+    assert present(found.net).holds(0.0)
     assert found.status == "not_proven"
     assert any("zero" in reason.text for reason in found.reasons)
     assert found.tiers["hbm"].status == "ok"
-    assert found.tiers["external"].status == "not_proven" or not found.tiers["external"].net.holds(0.0)
+    assert found.tiers["external"].status == "not_proven" or not present(found.tiers["external"].net).holds(0.0)
 
 
 def test_loads_that_take_longer_than_they_save_are_a_loss_that_is_proven() -> None:
     found = seconds(OUTER._replace(loads=40.0))
-    assert found.net.high < 0
+    assert present(found.net).high < 0
     assert found.status == "ok"
 
 
@@ -320,6 +325,61 @@ def test_a_reason_reads_with_its_hint() -> None:
     assert str(Reason("too short")) == "too short"
 
 
+# --- costs that nothing tells
+
+
+@pytest.mark.parametrize("loading", ["synchronous", "asynchronous", "unknown"])
+@pytest.mark.parametrize("untold", ["loads", "stores"])
+def test_a_cost_that_nothing_tells_leaves_no_net_and_all_that_is_known(untold: str, loading: str) -> None:
+    worth = OUTER._replace(**{untold: None}, starved_seconds=20.0)  # type: ignore[arg-type]  # one of two floats
+    found = seconds(worth, SURE, loading)
+    known = seconds(OUTER, SURE, loading)
+    assert (found.stall is None, found.store is None) == (untold == "loads", untold == "stores")
+    assert found.net is found.bound is None
+    assert found.capacity_bound_share == 0.2
+    assert (found.avoided, found.status) == (known.avoided, "not_proven")
+    assert found.tiers["hbm"] == known.tiers["hbm"]
+    outer = found.tiers["external"]
+    assert (outer.net, outer.avoided, outer.status) == (None, known.tiers["external"].avoided, "insufficient_data")
+    assert (found.latency is None) is (untold == "loads" and loading == "asynchronous")
+
+
+def test_of_two_parts_one_cost_that_nothing_tells_is_enough() -> None:
+    other = OUTER._replace(loads=None)
+    found = seconds_of([Part(SURE, OUTER, "synchronous"), Part(SURE, other, "asynchronous")], OCCUPIED)
+    assert (found.stall, found.net, found.latency) == (None, None, None)
+
+
+def test_a_connector_that_stores_unseen_has_a_tier_without_a_net() -> None:
+    found = seconds(PLAIN._replace(stores=None))
+    assert found.tiers["hbm"].status == "ok"
+    assert found.tiers["external"][:3] == (0.0, EXACTLY_NOTHING, None)
+
+
+@pytest.mark.parametrize(
+    ("connector", "timers", "hint"),
+    [
+        ("LMCacheConnectorV1", "lmcache:time_to_retrieve, lmcache:time_to_store", "PROMETHEUS_MULTIPROC_DIR"),
+        ("LMCacheMPConnector", "of LMCache's server", "[[page]]"),
+        ("OffloadingConnector", "vllm:kv_offload_load_time, vllm:kv_offload_store_time", "0.24"),
+        ("MooncakeStoreConnector", "of Mooncake", "[[page]]"),
+        ("HiCache", "of the outer tier", "doctor"),
+        ("", "of the outer tier", "doctor"),
+    ],
+)
+def test_the_timers_that_are_missing_are_named_with_what_lifts_it(connector: str, timers: str, hint: str) -> None:
+    reason = savings.untimed(OUTER._replace(loads=None, stores=None), connector)
+    assert reason is not None
+    assert reason.text.startswith("nothing tells how long loading and storing KV took, so the net is not known")
+    assert timers in reason.text
+    assert hint in reason.hint
+    assert not reason.refuses
+    assert savings.untimed(OUTER, connector) is None
+    only = savings.untimed(OUTER._replace(stores=None), connector)
+    assert only is not None
+    assert "how long storing KV" in only.text
+
+
 # --- capacity
 
 
@@ -330,8 +390,41 @@ def test_what_fell_into_time_of_want_is_bound() -> None:
     assert found.capacity_bound_share == 0.2
     assert found.bound is not None
     assert found.bound.point == pytest.approx(2.5 - 0.25)
-    down = math.hypot(0.25 * (10 - found.avoided.low), 0.5 * (found.stall.high - 0.5))
+    down = math.hypot(0.25 * (10 - found.avoided.low), 0.5 * (present(found.stall).high - 0.5))
     assert found.bound.point - found.bound.low == pytest.approx(down)
+
+
+def test_what_scrapes_leave_open_of_who_waits_widens_what_is_realised() -> None:
+    # 4 of 10 avoided seconds, known to 1 by the scrapes; by the queue seconds 2 more may have been missed
+    worth = PLAIN._replace(starved_seconds=20.0, bound=4.0, bound_variance=1.0, bound_missed=2.0)
+    found = seconds(worth)
+    by_law = 0.4 * half(found.avoided)
+    bound = present(found.bound)
+    assert bound.point == pytest.approx(4)
+    assert bound.point - bound.low == pytest.approx(math.hypot(by_law, savings.Z90))
+    assert half(bound) == pytest.approx(math.hypot(by_law, savings.Z90))
+    # no more than there was, and no more than was missed
+    far = present(seconds(worth._replace(bound_variance=100.0)).bound)
+    assert far.low == 0
+    assert half(far) == pytest.approx(math.hypot(by_law, 2))
+    most = present(seconds(worth._replace(bound=9.9, bound_variance=100.0, bound_missed=50.0)).bound)
+    assert most.high == present(found.net).high
+
+
+def test_where_a_loss_fell_into_time_of_want_more_want_is_more_of_a_loss() -> None:
+    worth = OUTER._replace(stores=20.0, starved_seconds=20.0, bound_variance=1.0, bound_missed=2.0)
+    found = seconds(worth)
+    bound, net = present(found.bound), present(found.net)
+    assert (bound.point, bound.high) == (0, 0)
+    assert bound.low == pytest.approx(net.point / 10 * savings.Z90)
+
+
+@pytest.mark.parametrize(("bound", "variance", "told"), [(4.0, 0.7, False), (4.0, 4.0, True), (0.0, 0.01, False)])
+def test_too_few_scrapes_are_told_where_they_leave_much_open(bound: float, variance: float, told: bool) -> None:
+    worth = PLAIN._replace(starved_seconds=20.0, bound=bound, bound_variance=variance, bound_missed=5.0)
+    found = seconds(worth)
+    assert bool([one for one in found.reasons if "few scrapes saw" in one.text]) is told
+    assert found.status == "ok"
 
 
 def test_without_any_want_nothing_is_bound() -> None:
@@ -360,8 +453,8 @@ def test_outer_tiers_that_are_told_apart_keep_their_proportions_and_sum_to_the_w
     assert found.tiers["dram"].avoided.point == pytest.approx(4.5)
     assert found.tiers["disk"].avoided.point == pytest.approx(1.5)
     # what loading and storing cost is theirs by tokens: 0.75 s by 3 to 1
-    assert found.tiers["dram"].net.point == pytest.approx(4.5 - 0.5625)
-    assert found.tiers["disk"].net.point == pytest.approx(1.5 - 0.1875)
+    assert present(found.tiers["dram"].net).point == pytest.approx(4.5 - 0.5625)
+    assert present(found.tiers["disk"].net).point == pytest.approx(1.5 - 0.1875)
     assert found.tiers["hbm"].net == found.tiers["hbm"].avoided
 
 
@@ -383,7 +476,7 @@ def test_a_rest_of_few_tokens_never_owes_what_the_couplings_differ_by() -> None:
     assert sum(tier.avoided.point for tier in found.tiers.values()) == pytest.approx(10)
     for name, tier in found.tiers.items():
         assert tier.avoided.low <= tier.avoided.point <= tier.avoided.high, name
-        assert tier.net.low <= tier.net.point <= tier.net.high, name
+        assert present(tier.net).low <= present(tier.net).point <= present(tier.net).high, name
     assert found.tiers["external"].avoided.point >= 0
     assert found.tiers["external"].avoided.point < 0.1
 

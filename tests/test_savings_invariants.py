@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tests.present import present
 from tests.replica_rows import SECOND, THETA, Asked, calibration, h100, load, observed, people, row, told
 
 from kvtally.agent.attribution import last_in, serving, shapley
@@ -26,6 +27,7 @@ from kvtally.agent.savings import (
     Seconds,
     parts_of,
     seconds_of,
+    with_held,
 )
 from kvtally.agent.savings_money import Money, money_of
 from kvtally.agent.steplaw.chunks import budget_of
@@ -156,7 +158,7 @@ def test_12_no_reuse_avoids_exactly_nothing_has_no_interval_and_is_charged_for_h
     money = money_of(seconds, RATE, HELD)
     assert money.gross == (0, 0, 0)
     assert money.holding == sum(HELD.values())
-    assert money.net.point == -money.stall - money.store - money.holding
+    assert present(money.net).point == -present(money.stall) - present(money.store) - money.holding
 
 
 @settings(max_examples=20, deadline=None)
@@ -188,9 +190,25 @@ def test_15_net_is_gross_less_every_cost_to_the_nano_unit_and_never_more(
     found: Worth, loading: Loading, rate: Fraction, held: dict[str, int]
 ) -> None:
     money = money_of(figures(found, loading), rate, held)
-    assert money.net.point + money.stall + money.store + money.holding == money.gross.point
-    assert money.net.point <= money.gross.point
-    assert min(money.stall, money.store, money.holding) >= 0
+    assert present(money.net).point + present(money.stall) + present(money.store) + money.holding == money.gross.point
+    assert present(money.net).point <= money.gross.point
+    assert min(present(money.stall), present(money.store), money.holding) >= 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(worths(), LOADING, RATES, HELD_BY_TIER)
+def test_19_the_money_of_the_tiers_is_that_of_the_group_to_the_nano_unit(
+    found: Worth, loading: Loading, rate: Fraction, held: dict[str, int]
+) -> None:
+    seconds = with_held(figures(found, loading), [name for name, amount in held.items() if amount])
+    money = money_of(seconds, rate, held)
+    assert sum(tier.gross.point for tier in money.tiers.values()) == money.gross.point
+    assert sum(tier.holding for tier in money.tiers.values()) == money.holding
+    assert sum(present(tier.net).point for tier in money.tiers.values()) == present(money.net).point
+    assert money.tiers["hbm"].gross == money.tiers["hbm"].net
+    for name, tier in money.tiers.items():
+        exact = float(Fraction(seconds.tiers[name].avoided.point) * rate)
+        assert tier.gross.point == pytest.approx(exact, abs=len(money.tiers), rel=1e-12)
 
 
 def bound(found: Worth, share: float) -> Worth:
@@ -198,8 +216,8 @@ def bound(found: Worth, share: float) -> Worth:
     return found._replace(
         starved_seconds=found.seconds * share,
         bound=found.avoided[1] * share,
-        bound_loads=found.loads * share,
-        bound_stores=found.stores * share,
+        bound_loads=present(found.loads) * share,
+        bound_stores=present(found.stores) * share,
     )
 
 
@@ -218,7 +236,7 @@ def test_16_realised_is_at_most_net_where_net_is_a_gain(
     )._replace(avoided=(found.avoided[1],) * 3, starved_seconds=found.seconds / 2)
     money = money_of(figures(told_of), rate, held)
     assert money.realised is not None
-    assert money.realised.point <= money.net.point + 2 + abs(money.gross.point) * 1e-12
+    assert present(money.realised).point <= present(money.net).point + 2 + abs(money.gross.point) * 1e-12
 
 
 @settings(max_examples=40, deadline=None)
@@ -238,8 +256,10 @@ def test_16_with_capacity_short_at_all_times_everything_is_realised(
     money = money_of(figures(bound(found, 1.0), loading), rate, held)
     assert money.realised is not None
     # a nano-unit for each amount that is rounded on its own
-    assert abs(money.realised.point - money.net.point) <= 2
-    assert money.realised.high - money.realised.point == pytest.approx(money.net.high - money.net.point, rel=0.3, abs=2)
+    assert abs(present(money.realised).point - present(money.net).point) <= 2
+    assert present(money.realised).high - present(money.realised).point == pytest.approx(
+        present(money.net).high - present(money.net).point, rel=0.3, abs=2
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -247,7 +267,7 @@ def test_16_with_capacity_short_at_all_times_everything_is_realised(
 def test_21_engine_seconds_of_a_replica_cost_what_all_its_gpus_cost(found: Worth, rate: Fraction, gpus: int) -> None:
     one, many = (money_of(figures(found), rate * factor, NOTHING_HELD) for factor in (1, gpus))
     assert many.gross.point == pytest.approx(gpus * one.gross.point, abs=gpus)
-    assert many.net.point == pytest.approx(gpus * one.net.point, abs=4 * gpus)
+    assert present(many.net).point == pytest.approx(gpus * present(one.net).point, abs=4 * gpus)
     # seconds x (nano-units a second): nothing else is in it
     assert one.gross.point == round(Fraction(figures(found).avoided.point) * rate)
 
@@ -259,7 +279,7 @@ def test_24_what_holding_costs_more_net_and_realised_are_less(
 ) -> None:
     dearer = {**held, name: held[name] + more}
     one, other = (money_of(figures(found), rate, of) for of in (held, dearer))
-    assert moved(one.net, other.net) == [more] * 3
+    assert moved(present(one.net), present(other.net)) == [more] * 3
     assert one.gross == other.gross
     if one.realised is not None:
         assert other.realised is not None
@@ -370,14 +390,14 @@ def test_19_what_tiers_avoided_sums_to_all_and_a_tier_that_served_nothing_gets_n
     assert sum(tier.tokens for tier in seconds.tiers.values()) == pytest.approx(
         found.hbm_tokens + found.external_tokens, abs=1
     )
-    assert sum(tier.net.point for tier in seconds.tiers.values()) == pytest.approx(
-        seconds.net.point, rel=1e-6, abs=1e-3
+    assert sum(present(tier.net).point for tier in seconds.tiers.values()) == pytest.approx(
+        present(seconds.net).point, rel=1e-6, abs=1e-3
     )
     for tier in seconds.tiers.values():
         if not tier.tokens:
             assert tier.avoided.point == pytest.approx(0, abs=1e-3)
         assert tier.avoided.low <= tier.avoided.point <= tier.avoided.high
-        assert tier.net.low <= tier.net.point <= tier.net.high
+        assert present(tier.net).low <= present(tier.net).point <= present(tier.net).high
 
 
 @settings(max_examples=15, deadline=None)
@@ -444,12 +464,12 @@ def later(one: ObservedRow, by_ns: int) -> ObservedRow:
 def test_23_slower_storage_never_nets_more(
     found: Worth, loading: Loading, loads: float, stores: float, rate: Fraction
 ) -> None:
-    slower = found._replace(loads=found.loads + loads, stores=found.stores + stores)
+    slower = found._replace(loads=present(found.loads) + loads, stores=present(found.stores) + stores)
     one, other = (figures(worth_, loading) for worth_ in (found, slower))
-    assert other.net.point <= one.net.point + 1e-9
+    assert present(other.net).point <= present(one.net).point + 1e-9
     # the interval grows with what the timers may be off by, and only downwards beyond the point
-    assert other.net.low <= one.net.low + 1e-9
-    assert money_of(other, rate, HELD).net.point <= money_of(one, rate, HELD).net.point
+    assert present(other.net).low <= present(one.net).low + 1e-9
+    assert present(money_of(other, rate, HELD).net).point <= present(money_of(one, rate, HELD).net).point
 
 
 @settings(max_examples=15, deadline=None)
@@ -459,7 +479,7 @@ def test_23_a_load_that_takes_longer_than_to_compute_again_is_a_loss(rows: list[
     assume(plain.outer[1] > 1e-3)
     span = CacheSpan(0, rows[-1].row.end_ns, round(plain.outer[1] / faster * SECOND), 0, None, None, None, None)
     seconds = figures(valued(rows, loading=[span]))
-    assert seconds.tiers["external"].net.point <= 1e-6
+    assert present(seconds.tiers["external"].net).point <= 1e-6
 
 
 @settings(max_examples=15, deadline=None)
@@ -489,12 +509,12 @@ def test_26_an_interval_contains_its_point_and_is_never_narrower_than_the_error_
 
 
 def all_of(seconds: Seconds) -> list[Estimate]:
-    tiers = [estimate for tier in seconds.tiers.values() for estimate in (tier.avoided, tier.net)]
+    tiers = [estimate for tier in seconds.tiers.values() for estimate in (tier.avoided, present(tier.net))]
     return [
         seconds.avoided,
-        seconds.stall,
-        seconds.store,
-        seconds.net,
+        present(seconds.stall),
+        present(seconds.store),
+        present(seconds.net),
         *([seconds.bound] if seconds.bound else []),
         *tiers,
     ]
@@ -504,7 +524,7 @@ def all_of(seconds: Seconds) -> list[Estimate]:
 @given(worths(), RATES, HELD_BY_TIER)
 def test_26_an_interval_in_money_contains_its_point(found: Worth, rate: Fraction, held: dict[str, int]) -> None:
     money: Money = money_of(figures(found), rate, held)
-    for amount in (money.gross, money.net, *(tier.net for tier in money.tiers.values())):
+    for amount in (money.gross, present(money.net), *(present(tier.net) for tier in money.tiers.values())):
         assert amount.low <= amount.point <= amount.high
 
 

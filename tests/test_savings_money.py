@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ledgers import HOUR, RATES, SECOND
+from tests.present import present
 
 from kvtally.agent.facts import Facts, Line
-from kvtally.agent.savings import EXACTLY_NOTHING, Estimate, Seconds, TierSeconds
-from kvtally.agent.savings_money import holding_of, mean_rate, money_of, rate_of
+from kvtally.agent.savings import EXACTLY_NOTHING, Estimate, Seconds, TierSeconds, nothing_reused, with_held
+from kvtally.agent.savings_money import holding_of, mean_rate, money_of, rate_of, weighed
 
 NOTHING_HELD = {"dram": 0, "disk": 0, "external": 0}
 # 3.60 an hour: a thousandth of a unit a second
@@ -20,7 +22,7 @@ def tier(tokens: float, avoided: Estimate, net: Estimate) -> TierSeconds:
     return TierSeconds(tokens, avoided, net, "ok")
 
 
-def seconds(**changes: object) -> Seconds:
+def seconds(**changes: Any) -> Seconds:
     """10 seconds avoided, 6 of them by outer tiers whose loads took 1.5 and stores 0.5; a fifth of it bound."""
     plain = Seconds(
         "ok",
@@ -38,7 +40,7 @@ def seconds(**changes: object) -> Seconds:
         0.2,
         0.0,
     )
-    return plain._replace(**changes)  # type: ignore[arg-type]  # fields of a test
+    return plain._replace(**changes)
 
 
 def facts(amounts: dict[str, int] | None, state_ns: int = HOUR) -> Facts:
@@ -94,9 +96,9 @@ def test_seconds_are_priced_and_add_up() -> None:
     found = money_of(seconds(), RATE, {"dram": 300_000, "disk": 200_000, "external": 100_000})
     assert found.gross == (8_000_000, 10_000_000, 12_000_000)
     assert (found.stall, found.store, found.holding) == (1_500_000, 500_000, 600_000)
-    assert found.net.point == 10_000_000 - 1_500_000 - 500_000 - 600_000 == 7_400_000
+    assert present(found.net).point == 10_000_000 - 1_500_000 - 500_000 - 600_000 == 7_400_000
     # the interval of the net seconds around it: 3 s below, 2.5 above
-    assert (found.net.low, found.net.high) == (4_400_000, 9_900_000)
+    assert (present(found.net).low, present(found.net).high) == (4_400_000, 9_900_000)
     # a part of it came where capacity was short; what is held is paid for at all times
     assert found.realised == (400_000, 1_000_000, 1_400_000)
     assert found.rate_nano == RATE
@@ -140,7 +142,7 @@ def test_tiers_that_are_told_apart_bear_their_own() -> None:
     found = money_of(apart, RATE, {"dram": 300, "disk": 200, "external": 100})
     assert found.tiers["dram"].holding == 300
     assert found.tiers["external"].holding == 300
-    assert found.tiers["dram"].net.point == 2_000_000 - 300
+    assert present(found.tiers["dram"].net).point == 2_000_000 - 300
 
 
 @settings(deadline=None)
@@ -163,10 +165,13 @@ def test_gross_is_net_and_every_cost_to_the_nano_unit(
         net=net,
     )
     found = money_of(told, rate, {"dram": held, "disk": 0, "external": 0})
-    assert found.gross.point == found.net.point + found.stall + found.store + found.holding
+    assert found.gross.point == present(found.net).point + present(found.stall) + present(found.store) + found.holding
     assert found.gross.low <= found.gross.point <= found.gross.high
-    assert found.net.low <= found.net.point <= found.net.high
-    assert all(isinstance(amount, int) for amount in (*found.gross, *found.net, found.stall, found.store))
+    assert present(found.net).low <= present(found.net).point <= present(found.net).high
+    assert all(
+        isinstance(amount, int)
+        for amount in (*found.gross, *present(found.net), present(found.stall), present(found.store))
+    )
 
 
 def test_an_amount_is_exact_however_large() -> None:
@@ -182,3 +187,112 @@ def test_a_second_of_a_replica_is_a_second_of_all_its_gpus(gpus: int) -> None:
     rate = rate_of(facts({"gpu": gpus * 3_600_000_000}))
     assert rate is not None
     assert money_of(seconds(), rate, NOTHING_HELD).gross.point == 10 * gpus * 1_000_000
+
+
+def test_a_tier_that_is_all_there_is_has_the_money_of_the_group() -> None:
+    # a third of a nano-unit more or less wherever a bound is rounded
+    found = Estimate(10 / 3, 20 / 3, 31 / 3)
+    alone = seconds(avoided=found, net=found, tiers={"hbm": tier(600, found, found)})
+    alone = alone._replace(stall=EXACTLY_NOTHING, store=EXACTLY_NOTHING)
+    for rate in (Fraction(7), Fraction(29, 3), Fraction(1_000_001)):
+        money = money_of(alone, rate, NOTHING_HELD)
+        assert money.gross == money.net == money.tiers["hbm"].gross == money.tiers["hbm"].net
+
+
+def test_what_rounding_leaves_over_falls_to_the_largest_tier() -> None:
+    # 1.4 + 1.4 s at a nano-unit each, of 2.8; loading and storing took 0.4 + 0.4, each rounded for itself to nothing
+    gain, net = Estimate(1.4, 1.4, 1.4), Estimate(0.6, 0.6, 0.6)
+    cost = Estimate(0.4, 0.4, 0.4)
+    two = seconds(
+        avoided=Estimate(2.8, 2.8, 2.8),
+        stall=cost,
+        store=cost,
+        net=Estimate(2.0, 2.0, 2.0),
+        tiers={"hbm": tier(1, gain, gain), "external": tier(1, gain, net)},
+    )
+    money = money_of(two, Fraction(1), NOTHING_HELD)
+    assert (money.gross.point, money.stall, money.store) == (3, 0, 0)
+    assert [one.gross.point for one in money.tiers.values()] == [2, 1]
+    assert [present(one.net).point for one in money.tiers.values()] == [2, 1]
+
+
+# --- statuses and reasons by money
+
+
+def told(found: Seconds) -> list[str]:
+    return [reason.text for reason in found.reasons]
+
+
+EVEN = "the interval of net in money contains zero: what is held costs about as much as reuse saved"
+DEARER = "what is held costs more than reuse saved"
+
+
+@pytest.mark.parametrize("status", ["ok", "lower_bound"])
+@pytest.mark.parametrize(
+    ("held", "is_proven", "reasons"),
+    [
+        # 8 s net, 5 to 10.5, at a million nano-units each
+        (0, True, []),
+        (4_999_999, True, []),
+        (5_000_000, False, [EVEN]),
+        (8_000_000, False, [EVEN]),
+        (10_500_000, False, [EVEN]),
+        (10_500_001, True, [DEARER]),
+    ],
+)
+def test_a_net_in_money_with_zero_in_its_interval_is_not_proven_and_a_loss_says_why(
+    held: int, is_proven: bool, reasons: list[str], status: str
+) -> None:
+    before = seconds(status=status)
+    found = weighed(before, money_of(before, RATE, {"dram": held, "disk": 0, "external": 0}))
+    assert found.status == (status if is_proven else "not_proven")
+    assert told(found) == reasons
+    assert (found.net, found.avoided, found.tiers.keys()) == (before.net, before.avoided, before.tiers.keys())
+
+
+def test_each_tier_is_weighed_by_what_is_held_for_it() -> None:
+    # external is worth 4 s, 2 to 6; HBM 4 s, for which nothing is held
+    found = weighed(seconds(), money_of(seconds(), RATE, {"dram": 3_000_000, "disk": 0, "external": 0}))
+    assert found.status == "ok"
+    assert (found.tiers["hbm"].status, found.tiers["hbm"].reasons) == ("ok", ())
+    assert found.tiers["external"].status == "not_proven"
+    (reason,) = found.tiers["external"].reasons
+    assert reason.text.startswith("its net interval in money contains zero")
+    lost = weighed(seconds(), money_of(seconds(), RATE, {"dram": 6_000_001, "disk": 0, "external": 0}))
+    assert lost.tiers["external"].status == "ok"
+    assert [one.text for one in lost.tiers["external"].reasons] == ["what is held for it costs more than it saved"]
+
+
+def test_a_tier_that_served_nothing_says_that_it_is_held_all_the_same() -> None:
+    unused = with_held(seconds(tiers={"hbm": seconds().tiers["hbm"]}), ["dram"])
+    found = weighed(unused, money_of(unused, RATE, {"dram": 1, "disk": 0, "external": 0}))
+    assert found.tiers["dram"].status == "ok"  # it is exactly that much
+    (reason,) = found.tiers["dram"].reasons
+    assert reason.text == "it served nothing, and what is held for it is charged all the same"
+    nothing = with_held(nothing_reused(), ["dram"])
+    found = weighed(nothing, money_of(nothing, RATE, {"dram": 1, "disk": 0, "external": 0}))
+    assert (found.status, told(found)) == ("ok", ["nothing was reused, and what is held is charged all the same"])
+
+
+@pytest.mark.parametrize("is_priced", [True, False])
+def test_a_loss_of_engine_seconds_is_laid_to_loading_and_storing(is_priced: bool) -> None:
+    slow = seconds(net=Estimate(-3.0, -2.0, -1.0))
+    money = money_of(slow, RATE, {"dram": 9, "disk": 0, "external": 0}) if is_priced else None
+    found = weighed(slow, money)
+    assert (found.status, told(found)) == ("ok", ["loading and storing took more of the engine than reuse avoided"])
+
+
+@pytest.mark.parametrize("status", ["insufficient_data", "unreconciled", "not_proven"])
+def test_money_lifts_no_status_and_adds_nothing_to_a_refusal(status: str) -> None:
+    before = seconds(status=status)
+    found = weighed(before, money_of(before, RATE, {"dram": 8_000_000, "disk": 0, "external": 0}))
+    assert (found.status, found.reasons) == (status, ())
+
+
+def test_where_the_net_is_not_known_money_says_nothing_of_it() -> None:
+    unknown = seconds(status="not_proven", stall=None, store=None, net=None, bound=None)
+    unknown.tiers["external"] = unknown.tiers["external"]._replace(net=None, status="insufficient_data")
+    money = money_of(unknown, RATE, {"dram": 300, "disk": 0, "external": 0})
+    assert (money.net, money.tiers["external"].net, money.tiers["external"].holding) == (None, None, 300)
+    assert money.tiers["hbm"].net == money.tiers["hbm"].gross
+    assert weighed(unknown, money) == unknown

@@ -114,6 +114,20 @@ def test_a_file_that_is_broken_from_the_start_names_nothing_and_stops_no_other(t
     )
 
 
+def test_the_end_of_a_name_tells_yaml_from_json(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.yml", "- targets: [a:1]\n")
+    write_text(tmp_path / "b.yaml", "- targets: [b:1] # a comment\n")
+    write_text(tmp_path / "c.json", "- targets: [c:1]\n")
+    watched = files(tmp_path, "*.*")
+    assert names(watched) == ["a:1", "b:1"]
+    assert list(watched.faults) == [f"{tmp_path}/c.json"]
+    write_text(tmp_path / "a.yml", "- targets: [a:1, *x]\n")
+    found = watched.look()
+    assert [engine.name for engine in found.engines] == ["a:1", "b:1"]
+    reason = "anchors and aliases are not read (line 1); what it named before still holds"
+    assert found.complaints == (f"{tmp_path}/a.yml: not in the format of file_sd: {reason}",)
+
+
 def test_what_is_no_file_or_too_large_is_complained_of(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     os.mkfifo(tmp_path / "pipe.json")

@@ -15,7 +15,8 @@ from kvtally.agent.calibrating import keep, learn
 from kvtally.agent.calibration import Calibration, calibration_of
 from kvtally.agent.rates import RateBook
 from kvtally.agent.replica import About
-from kvtally.agent.savings import parts_of, seconds_of
+from kvtally.agent.report import cost_report
+from kvtally.agent.savings import Reason, parts_of, seconds_of
 from kvtally.agent.savings_report import savings_report
 from kvtally.agent.settlement import prune_before, settle_again, settle_hours
 from kvtally.agent.valuing import NOT_CALIBRATED, Laws, settled_value, valued, values_of
@@ -234,11 +235,32 @@ def test_a_stored_law_gives_no_figure_to_a_page_that_lacks_a_counter(path: str) 
         (alone,) = valued_over(reader, (START + HOUR + 900 * SECOND, WHOLE[1]))
     assert first.worth is not None
     assert second.worth is alone.worth is None
-    assert "external_tokens could not be read in a part of this time" in second.reasons[0].text
-    assert [reason.text for reason in alone.reasons] == ["vLLM 0.25.1 does not tell external_tokens"]
+    external = 'vllm:prompt_tokens_by_source_total{source="external_kv_transfer"}'
+    assert second.reasons[0].text.startswith(f"{external} could not be read in a part of this time, ")
+    assert second.reasons[0].hint == (
+        "look for what is missing from the engine's page, is no number there, or falls without a restart"
+    )
+    assert [reason.text for reason in alone.reasons] == [f"the page of vLLM 0.25.1 lacks {external}"]
 
 
 # -- which law
+
+
+def test_a_law_of_before_sizes_were_told_is_used_by_its_only_kind(four_hours: tuple[LedgerReader, Site]) -> None:
+    reader, _ = four_hours
+    (learned,) = learn(reader, WHOLE, reader.targets())
+    assert learned.calibration is not None
+    own = learned.calibration.fingerprint
+    number = reader.add_calibration(
+        learned.calibration._replace(fingerprint=own._replace(sizes="")), START, "of an older kvtally"
+    )
+    laws = laws_of(reader, learns=False)
+    values = valued_over(reader, WHOLE, laws)
+    assert {value.calibration.id for value in values if value.calibration} == {number}
+    assert all(value.worth is not None for value in values)
+    found = laws.numbered(number)
+    assert found is not None
+    assert found.fingerprint == own
 
 
 def test_the_newest_law_of_a_kind_is_used_and_another_one_where_it_is_asked_for(
@@ -258,6 +280,18 @@ def test_the_newest_law_of_a_kind_is_used_and_another_one_where_it_is_asked_for(
     # a number that is not there leaves what the ledger itself would learn
     free = valued_over(reader, WHOLE, laws_of(reader, only=77))
     assert {value.calibration.id for value in free if value.calibration is not None} == {None}
+
+
+def test_what_a_stored_law_does_not_fit_is_said_wherever_it_is_used(four_hours: tuple[LedgerReader, Site]) -> None:
+    reader, _ = four_hours
+    keep(reader, START + 4 * HOUR, reader.targets())
+    first = reader.calibrations()[0].calibration
+    odd = first._replace(evidence=first.evidence._replace(notes=("the windows do not fit: look",)))
+    reader.add_calibration(odd, START, "a test")
+    values = valued_over(reader, WHOLE, laws_of(reader))
+    assert {value.reasons for value in values} == {(Reason("the windows do not fit: look"),)}
+    assert all(value.worth is not None for value in values)
+    assert {value.reasons for value in valued_over(reader, WHOLE, laws_of(reader, only=1))} == {()}
 
 
 def test_where_nothing_is_learned_an_hour_without_a_stored_law_has_none(
@@ -455,6 +489,27 @@ def test_what_aged_out_without_a_law_has_no_figure_and_says_so(path: str) -> Non
     texts = [reason.text for reason in group.reasons]
     assert "no calibration was there when the hour was settled" in texts
     assert "100% of the reused tokens lie in hours without a figure" in texts
+
+
+def test_a_settled_hour_keeps_that_nothing_told_what_loading_and_storing_took(path: str) -> None:
+    site(path).serve(3600, Load(hbm=0.4, external=0.3)).serve(7200, IDLE).close()
+    with reader_of(path) as reader:
+        reader.add_rates([PRICE])
+        keep(reader, START + HOUR, reader.targets())
+        window = Window(START, START + HOUR)
+        before = savings_report(reader, window, [], book_of(reader), PAYMENT)
+        settled(reader, 0)
+        prune_before(reader, 0)
+        after = savings_report(reader, window, [], book_of(reader), PAYMENT)
+        cost = cost_report(reader, window, [], book_of(reader), PAYMENT)
+    for report in (before, after):
+        (group,) = report.as_json()["groups"]
+        assert group["status"] == "not_proven"
+        assert group["net_engine_seconds"] is group["net"] is group["realised"] is None
+        assert group["gross"] is not None
+        assert [one for one in group["reasons"] if one.startswith("nothing tells how long loading and storing KV took")]
+    (costs,) = cost.as_json()["groups"]
+    assert costs["engine_seconds"]["stall"] is costs["engine_seconds"]["store"] is None
 
 
 def test_what_a_settlement_keeps_of_a_value_comes_back(four_hours: tuple[LedgerReader, Site]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.present import present
 from tests.replica_rows import (
     SECOND,
     THETA,
@@ -24,12 +25,13 @@ from tests.replica_rows import (
 )
 
 from kvtally.agent.calibration import PARAMETERS
+from kvtally.agent.facts import Replica
 from kvtally.agent.interval import BUSY_AT_START, RESET
 from kvtally.agent.observed import CacheSpan
 from kvtally.agent.steplaw.law import TILE_TOKENS
 from kvtally.agent.steplaw.series import series_of
 from kvtally.agent.steplaw.worth import Law, _parted, marginal, worth
-from kvtally.agent.worth import NOTHING, Worth, added, worth_of
+from kvtally.agent.worth import NOTHING, Worth, added, hbm_alone, worth_of
 from kvtally.collectors.quantities import index
 
 if TYPE_CHECKING:
@@ -55,8 +57,11 @@ def valued(
     caches: Mapping[str, Sequence[CacheSpan]] | None = None,
     worked: Sequence[tuple[float, float, float]] | None = (),
     between: tuple[int, int] | None = None,
+    connector: str = "",
 ) -> Worth:
-    series = series_of(observed(rows, tensor=tensor, caches=caches, worked=worked))
+    seen = observed(rows, tensor=tensor, caches=caches, worked=worked)
+    replica = Replica(1, "r", "llama-8b", None, (), None, "on-demand", "", {}, connector=connector)
+    series = series_of(seen._replace(replicas={1: replica}))
     start, end = between or (0, len(series.at) - 1)
     return worth(machine, series, start, end, law or calibration())
 
@@ -178,11 +183,42 @@ def test_requests_that_wait_for_capacity_bind_the_seconds_around_them() -> None:
     found = valued(rows)
     assert found.starved_seconds == 2
     assert found.seconds == 8
-    # quiet scrapes cut windows of three seconds, the first of them with two seconds of want
-    assert found.bound == pytest.approx(3 * 2 / 3 * (FROM_0 - FROM_200))
+    # scrapes see them wait at 2 s and 3 s: all of the second between, half of those around it
+    assert found.bound == pytest.approx(2 * (FROM_0 - FROM_200))
+    # each of those halves is all or nothing: a variance of a quarter of its square
+    assert found.bound_variance == pytest.approx(2 * (FROM_0 - FROM_200) ** 2 / 4)
+    assert found.bound_missed == pytest.approx(FROM_0 - FROM_200)
     assert valued([row(at, at + 1, asked, waiting_for_capacity=3) for at in range(8)]).bound == pytest.approx(
         8 * (FROM_0 - FROM_200), abs=1e-5
     )
+
+
+def test_where_nothing_queued_nothing_was_missed_between_the_scrapes() -> None:
+    asked = [Asked(1400, hbm=200)]
+    found = valued([row(at, at + 5, asked, waiting_for_capacity=0) for at in range(0, 40, 5)])
+    assert (found.bound, found.bound_variance, found.bound_missed) == (0, 0, 0)
+    # requests that finish in 10 to 15 s had queued for one second in sum: by then a prefill of 2 s lies behind them
+    served = [Asked(1400, hbm=200, prefill_seconds=2.0)]
+    rows = [row(at, at + 5, served, waiting_for_capacity=0, queue_ns=SECOND * (at == 10)) for at in range(0, 40, 5)]
+    found = valued(rows)
+    assert found.bound == 0
+    # 1 s laid over 7 to 13 s: a tenth of each of two intervals
+    assert found.bound_missed == pytest.approx((3 / 6 + 3 / 6) / 5 * (FROM_0 - FROM_200))
+    assert found.bound_variance == pytest.approx(2 * 0.1 * 0.9 * (FROM_0 - FROM_200) ** 2)
+
+
+def test_a_wait_that_one_of_few_scrapes_sees_is_as_long_as_the_queue_seconds_let_it() -> None:
+    # twelve requests wait at 15 s, and fewer and fewer: they queue for 6 s in sum, one second of waiting
+    rows = [
+        row(at, at + 15, [Asked(1400)], waiting_requests=n, waiting_for_capacity=n, queue_ns=queued * SECOND)
+        for at, n, queued in ((0, 12, 0), (15, 0, 6), (30, 0, 0))
+    ]
+    found = valued(rows)
+    # nobody saw who waited at 0 s: the first interval is as it ends
+    assert 15 < present(found.starved_seconds) < 16.5
+    preempted = [rows[0], row(15, 30, [Asked(1400)], queue_ns=6 * SECOND, preemptions=1), rows[2]]
+    # what was preempted waits again and is in no queue seconds: half of the interval, as far as scrapes tell
+    assert valued(preempted).starved_seconds == 15 + 7.5
 
 
 def test_whether_capacity_was_short_is_unknown_where_the_engine_does_not_tell() -> None:
@@ -281,8 +317,33 @@ def test_loads_and_stores_of_the_span_are_its_own() -> None:
     assert [whole.loads, whole.stores] == pytest.approx([2, 1])
     last = valued(rows, caches={"lmcache": spans}, between=(2, 3))
     assert [last.loads, last.stores] == pytest.approx([2 / 3, 1 / 3])
-    assert 0 < whole.bound_loads < whole.loads
-    assert whole.bound_loads / whole.loads == pytest.approx(whole.bound_stores / whole.stores)
+    assert 0 < whole.bound_loads < present(whole.loads)
+    assert whole.bound_loads / present(whole.loads) == pytest.approx(whole.bound_stores / present(whole.stores))
+
+
+def test_an_outer_tier_whose_clocks_are_not_seen_took_an_unknown_time() -> None:
+    rows = [row(at, at + 30, [Asked(1400, outer=200)]) for at in (0, 30)]
+    assert (valued(rows).loads, valued(rows).stores) == (None, None)
+    for load_ns, store_ns, loads, stores in ((None, SECOND, None, 2.0), (SECOND, None, 2.0, None)):
+        spans = [CacheSpan(at * SECOND, (at + 30) * SECOND, load_ns, store_ns, 9, 9, 9, 9) for at in (0, 30)]
+        found = valued(rows, caches={"lmcache": spans})
+        assert (found.loads, found.stores) == (loads, stores)
+
+
+def test_a_tier_that_loaded_nothing_held_nothing_up_but_may_have_stored() -> None:
+    rows = [row(at, at + 30, [Asked(1400, hbm=200)]) for at in (0, 30)]
+    assert (valued(rows).loads, valued(rows).stores) == (0, 0)
+    for connector, stores in (("", 0.0), ("NixlConnector", 0.0), ("LMCacheConnectorV1", None)):
+        found = valued(rows, connector=connector)
+        assert (found.loads, found.stores) == (0, stores)
+
+
+def test_a_cache_that_falls_silent_leaves_unknown_what_it_did_from_then_on() -> None:
+    rows = [row(at, at + 30, [Asked(1400, outer=200)]) for at in range(0, 600, 30)]
+    spans = [CacheSpan(at * SECOND, (at + 30) * SECOND, SECOND, SECOND, *[None] * 4) for at in range(0, 300, 30)]
+    assert valued(rows, caches={"lmcache": spans}).loads is None
+    before = valued(rows, caches={"lmcache": spans}, between=(0, 10))
+    assert (before.loads, before.stores) == pytest.approx((10, 10))
 
 
 def test_attentions_share_grows_with_the_prompt() -> None:
@@ -358,19 +419,20 @@ def test_a_worth_comes_back_from_json_as_it_was() -> None:
     back = worth_of(json.loads(text))
     assert type(back) is Worth
     for name, one, other in zip(Worth._fields, found, back, strict=True):
-        assert other == pytest.approx(one, rel=1e-8), name
+        assert other == (one if one is None else pytest.approx(one, rel=1e-8)), name
     # what was rounded once is not rounded again
     assert json.dumps(back.as_json()) == text
 
 
 def test_what_is_unknown_comes_back_unknown() -> None:
-    unknown = NOTHING._replace(worked_seconds=None, starved_seconds=None)
+    unknown = NOTHING._replace(worked_seconds=None, starved_seconds=None, loads=None, stores=None)
     assert worth_of(json.loads(json.dumps(unknown.as_json()))) == unknown
 
 
 def test_a_worth_from_before_tiers_were_estimated_has_none_that_is() -> None:
     body = NOTHING._replace(external_tokens=7.0).as_json()
-    del body["estimated_tokens"]
+    for later in ("estimated_tokens", "bound_variance", "bound_missed"):
+        del body[later]
     assert worth_of(body) == NOTHING._replace(external_tokens=7.0, estimated_tokens=0.0)
 
 
@@ -431,3 +493,33 @@ def quiet(one: ObservedRow) -> tuple[int | None, ...]:
     values = list(one.row.values)
     values[index("engine", "running_requests")] = 0
     return tuple(values)
+
+
+def test_without_its_outer_tiers_a_worth_is_what_hbm_served() -> None:
+    by = tuple(float(at) for at, _ in enumerate(PARAMETERS))
+    whole = NOTHING._replace(
+        avoided=(4.0, 8.0, 12.0),
+        outer=(1.0, 2.0, 6.0),
+        full=(9.0, 9.0, 9.0),
+        avoided_by=by,
+        outer_by=tuple(one / 4 for one in by),
+        clock_by=(3.0, 1.0, 5.0),
+        bound=4.0,
+        bound_variance=16.0,
+        bound_missed=2.0,
+        hbm_tokens=7.0,
+    )
+    parts = ("dram", "disk", "p2p", "external_tokens", "dram_tokens", "disk_tokens", "p2p_tokens", "estimated_tokens")
+    whole_of_all = dict.fromkeys((*parts, "loads", "stores", "bound_loads", "bound_stores"), 5.0)
+    # three quarters of what was avoided are HBM's, and so much of what fell into time of waiting
+    assert hbm_alone(Worth(**{**whole._asdict(), **whole_of_all})) == whole._replace(
+        avoided=(3.0, 6.0, 6.0),
+        outer=(0.0, 0.0, 0.0),
+        avoided_by=tuple(one * 3 / 4 for one in by),
+        outer_by=(0.0,) * len(by),
+        clock_by=(2.0, 0.0, 5.0),
+        bound=3.0,
+        bound_variance=9.0,
+        bound_missed=1.5,
+    )
+    assert hbm_alone(NOTHING) == NOTHING

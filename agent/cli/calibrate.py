@@ -130,9 +130,10 @@ def _check_alone(import_path: str | None, restate: str | None, *, listed: bool) 
 def _fit(reader: LedgerReader, config: Config, window: Window | None, asked: Asked, form: str, *, fresh: bool) -> int:
     """Learn, keep and show: the exit status."""
     from kvtally.agent.cli.calibration_fit import evidence_for, learned_from, told
+    from kvtally.agent.kin import known_laws
 
     targets = reader.targets()
-    stored = reader.calibrations()
+    stored = known_laws(reader.calibrations(), targets)
     priors = [] if fresh else stored
     kinds = evidence_for(reader, targets, priors, window)
     kinds, extra = _beyond(reader, config, targets, kinds, asked)

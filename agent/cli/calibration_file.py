@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 BYTES_MAX = 16 << 20
 RUNGS = ("M0", "M1", "M2", "M3", "M4", "M5")
-_TEXTS = ("model", "architecture", "weight_dtype", "kv_dtype", "sku", "version")
+_TEXTS = ("model", "architecture", "weight_dtype", "kv_dtype", "sku", "version", "sizes")
+_KINDS = {**dict.fromkeys(_TEXTS, (str, "text")), "is_eager": (bool, "boolean")}
 _COUNTS = ("gpus", "token_budget")
 _EVIDENCE_COUNTS = ("start_ns", "end_ns", "windows", "singles", "saturated", "probes", "requests", "steps")
 _SYMMETRIC = 1e-6  # relative: figures are printed with nine digits
@@ -55,9 +56,9 @@ def _checked(path: str, number: int, body: Any) -> Calibration:
 def _faults(calibration: Calibration) -> Iterator[str]:
     """What is wrong with a calibration that has every part."""
     about, evidence = calibration.fingerprint._asdict(), calibration.evidence._asdict()
-    for name in _TEXTS:
-        if not isinstance(about[name], str):
-            yield f"its {name} is no text"
+    for name, (kind, called) in _KINDS.items():
+        if not isinstance(about[name], kind):
+            yield f"its {name} is no {called}"
     for name, value in [
         *((name, about[name]) for name in _COUNTS),
         *((one, evidence[one]) for one in _EVIDENCE_COUNTS),

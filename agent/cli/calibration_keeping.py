@@ -55,7 +55,7 @@ def import_file(reader: LedgerReader, path: str, form: str) -> None:
     imported = []
     for one in calibrations:
         number = reader.add_calibration(one, time.time_ns(), "imported")
-        about = {"is_new": number not in stored, "fits": one.fingerprint in here}
+        about = {"is_new": number not in stored, "fits": one.fingerprint.completed(here) in here}
         imported.append({"id": number, "text": one.fingerprint.text(), "rung": one.rung, **about})
     if form == "json":
         echo_json({"ledger": reader.path, "imported": imported})

@@ -59,7 +59,7 @@ _GO_WITH = {
 @requests_option
 @window_options
 @click.option("--weight-dtype", metavar="TYPE", help="In place of the config's, such as bfloat16.")
-@click.option("--kv-dtype", metavar="TYPE", help="Of the KV cache, such as fp8. [default: as the weights']")
+@click.option("--kv-dtype", metavar="TYPE", help="Of the KV cache, such as fp8. [default: as config.json asks]")
 @click.option("--quantization", metavar="METHOD", help="In place of the config's, such as fp8.")
 @click.option("--prompt", default="8k,32k,128k", show_default=True, metavar="N,N", help="Tokens of a prompt.")
 @click.option("--reuse", default="0,50,90,100", show_default=True, metavar="%,%", help="Shares of it that are reused.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -39,27 +39,46 @@ def bytes_of(option: str, text: str) -> int:
     return int(size)
 
 
+class _Spec(NamedTuple):
+    """A store as it was asked for, and the form in which one is written there."""
+
+    option: str
+    text: str
+    form: str
+
+    def fault(self, what: str = "") -> click.UsageError:
+        """What is wrong with it, quoted as it was written."""
+        return click.UsageError(f"{self.option} {self.text!r}: {what and f'{what}; '}{self.form}")
+
+
 def store_of(option: str, text: str, kind: Kind, capacity_bytes: int, life_years: Decimal) -> Store:
     """A backend with its price from NAME=BANDWIDTH,PRICE[,LATENCY]; click.UsageError or RateError."""
-    name, equals, rest = text.partition("=")
-    parts = [part.strip() for part in rest.split(",")]
-    if not equals or not name.strip() or len(parts) not in {2, 3}:
-        raise click.UsageError(f"{option} {text!r}: {_STORE_FORM}")
-    speed, per, _ = (*parts[0].rpartition("/")[:2], "")
-    if not per or not parts[0].endswith("/s"):
-        raise click.UsageError(f"{option} {text!r}: {parts[0]!r} is no bandwidth; {_STORE_FORM}")
-    latency = 0.0 if len(parts) == 2 else _seconds_of(option, parts[2])  # noqa: PLR2004  # without a latency
-    backend = Backend(name.strip(), kind, float(bytes_of(option, speed)), latency)
-    return Store(backend, _holding_of(option, parts[1], life_years), capacity_bytes)
+    name, _, told = text.partition("=")
+    return _store(_Spec(option, text, _STORE_FORM), (name, told), kind, capacity_bytes, life_years)
 
 
 def supposed_store_of(option: str, text: str, life_years: Decimal) -> Store:
     """A store of its own size from NAME=CAPACITY@BANDWIDTH,PRICE[,LATENCY]; click.UsageError or RateError."""
-    name, equals, rest = text.partition("=")
+    spec = _Spec(option, text, _SUPPOSED_FORM)
+    name, _, rest = text.partition("=")
     capacity, at, told = rest.partition("@")
-    if not (equals and name.strip() and at):
-        raise click.UsageError(f"{option} {text!r}: {_SUPPOSED_FORM}")
-    return store_of(option, f"{name}={told}", "storage", bytes_of(option, capacity), life_years)
+    if not at:
+        raise spec.fault()
+    return _store(spec, (name, told), "storage", bytes_of(option, capacity), life_years)
+
+
+def _store(spec: _Spec, parted: tuple[str, str], kind: Kind, capacity_bytes: int, life_years: Decimal) -> Store:
+    """A store by its name and by BANDWIDTH,PRICE[,LATENCY]."""
+    name, told = parted
+    parts = [part.strip() for part in told.split(",")]
+    if not name.strip() or len(parts) not in {2, 3}:
+        raise spec.fault()
+    speed, per, second = parts[0].rpartition("/")
+    if not per or second != "s":
+        raise spec.fault(f"{parts[0]!r} is no bandwidth")
+    latency = 0.0 if len(parts) == 2 else _seconds_of(spec.option, parts[2])  # noqa: PLR2004  # without a latency
+    backend = Backend(name.strip(), kind, float(bytes_of(spec.option, speed)), latency)
+    return Store(backend, _holding_of(spec, parts[1], life_years), capacity_bytes)
 
 
 def _seconds_of(option: str, text: str) -> float:
@@ -70,13 +89,13 @@ def _seconds_of(option: str, text: str) -> float:
 
 
 # $300/TB is bought and lasts for its life; $145/TB-month is rented
-def _holding_of(option: str, text: str, life_years: Decimal) -> Holding:
+def _holding_of(spec: _Spec, text: str, life_years: Decimal) -> Holding:
     amount, slash, size = text.lstrip("$€£ ").partition("/")
     if not slash:
-        raise click.UsageError(f"{option}: {text!r} is no price of a size; {_STORE_FORM}")
+        raise spec.fault(f"{text!r} is no price of a size")
     is_rented = size.endswith("-month")
     hours = MONTH_HOURS if is_rented else life_years * HOURS_PER_YEAR
-    return Holding(parse_decimal(option, amount), bytes_of(option, size.removesuffix("-month")), hours)
+    return Holding(parse_decimal(spec.option, amount), bytes_of(spec.option, size.removesuffix("-month")), hours)
 
 
 def positive(option: str, value: float, most: float = math.inf) -> float:

@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @ledger_options
 def replay(recording: str, interval: float, quiet: bool, ledger: str | None, config_path: str | None) -> None:
-    """Feed a recording into a ledger, on the recording's own clock."""
+    """Feed a recording into a ledger, on the recording's own clock.
+
+    An [[engine]] of the config with the recording's name says what the recording does not, such as model_config; its
+    url is not asked. What the ledger holds already stays as it was told: use a new one.
+    """
     from kvtally.agent.recording import open_recording
 
     config, url = settings(config_path, ledger)
@@ -85,7 +89,8 @@ def into_ledger(
         with LedgerReader(url) as reader:
             keep_rates(reader, config)
         with closing(LedgerWriter(connect(path), path)) as writer:
-            task = Replay(recording, writer, interval_ns=round(interval_seconds * 1e9))
+            engine = next((one for one in config.engines if one.name == recording.name), None)
+            task = Replay(recording, writer, interval_ns=round(interval_seconds * 1e9), engine=engine)
             if progress:
                 from kvtally.agent.render.recorded import progress_of
 

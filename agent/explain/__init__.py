@@ -22,9 +22,10 @@ from kvtally.agent.explain.law import law_json
 from kvtally.agent.explain.money import money_json
 from kvtally.agent.explain.pieces import taken_apart
 from kvtally.agent.explain.request import worked_request
-from kvtally.agent.explain.tiers import tiers_json
+from kvtally.agent.explain.tiers import gained_by, tier_lines, tiers_json
 from kvtally.agent.facts import VLLM
-from kvtally.agent.finding import utc_text
+from kvtally.agent.finding import plural, utc_text
+from kvtally.agent.kin import known_laws
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.savings import EXACTLY_NOTHING, parts_of
 from kvtally.agent.steplaw.explained import classes, example
@@ -48,7 +49,7 @@ def explained(reader: LedgerReader, report: SavingsReport, laws: Laws | None = N
     Ask inside the reader's snapshot in which the report was made.
     """
     apart = taken_apart(reader, report, laws)
-    stored = reader.calibrations()
+    stored = known_laws(reader.calibrations(), reader.targets())
     return [_group(reader, group, apart, report.currency, stored) for group in report.groups]
 
 
@@ -91,22 +92,32 @@ def _figures(
     table = classes_json(found, couplings.avoided[1], elsewhere, name, is_logged=is_logged)
     lines = seconds_lines(seconds, couplings.summed(float(table["total"]["avoided"])), parts)
     figure = {"rows": lines.as_json(), "interval": None}
-    errors = None
+    errors, sd = None, None
+    sds: dict[str, str] = {}
     if seconds.avoided != EXACTLY_NOTHING:
-        errors = error_budget(seconds, parts, lines)
-        figure["interval"] = interval_lines(seconds, errors["rows"][-1]["value"], lines).as_json()
+        gained = gained_by(seconds)
+        errors = error_budget(seconds, parts, lines, gained)
+        values = {row["symbol"]: row["value"] for row in (*errors["rows"], *errors["tiers"])}
+        sd, sds = values["sd"], {side: values[f"sd_{side}"] for side in gained}
+    interval = interval_lines(seconds, sd, lines)
+    figure["interval"] = interval.as_json() or None
     best = max(found, key=lambda one: one.nothing - one.actual, default=None)
     worked = None
     if best is not None and best.reused_tokens and seconds.avoided != EXACTLY_NOTHING:
         worked = worked_request(example(requests, best), is_logged=is_logged)
     sizes = {one.machine.kv_bytes for one in requests}
+    tiers = tiers_json(seconds, loading, sizes.pop() if len(sizes) == 1 else None)
+    if tiers is not None:
+        rows = {row["symbol"]: row["value"] for row in tiers["rows"]}
+        interval = tier_lines(seconds, interval.printed() | rows, sds)
+        tiers["interval"] = interval.as_json() or None
     return {
         "figure": figure,
         "classes": table,
         "request": worked,
         "errors": errors,
-        "tiers": tiers_json(seconds, loading, sizes.pop() if len(sizes) == 1 else None),
-        "money": money_json(group, currency, lines),
+        "tiers": tiers,
+        "money": money_json(group, currency, interval, parts),
     }
 
 
@@ -159,7 +170,7 @@ def _elsewhere(group: Group, apart: Apart) -> tuple[float, str]:
         for value in group.values
         if value.worth is not None and (value.hour_ns, value.target_id) not in apart.pieces
     ]
-    return sum(told), f"{len(told)} settled hours, as they were settled" if told else ""
+    return sum(told), f"{plural(len(told), 'settled hour')}, as they were settled" if told else ""
 
 
 def _gone(group: Group, apart: Apart) -> dict[str, Any] | None:

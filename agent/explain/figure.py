@@ -10,7 +10,7 @@ from kvtally.agent.calibration import PARAMETERS
 from kvtally.agent.explain.arithmetic import Worked, evaluated, rounded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from kvtally.agent.savings import Part, Seconds
     from kvtally.agent.worth import Three, Worth
@@ -20,6 +20,7 @@ COUPLINGS = {
     "W_m": "where neither goes with the other (mixed)",
     "W_a": "where long prompts compute little (apart)",
 }
+AVOIDED = {"hbm": "avoided by HBM's hits, behind nothing", "out": "avoided by those of the outer tiers, behind HBM"}
 # what each part of the error is, and what would make it less
 CAUSES = {
     "calibration": (
@@ -80,7 +81,8 @@ def seconds_lines(seconds: Seconds, couplings: Couplings, parts: Sequence[Part])
     else:
         _coupled(lines, couplings, places)
     _costs(lines, seconds, parts, places)
-    lines.result("net", "engine-seconds that reuse was worth", "W - stall - store", places, **about)
+    if seconds.net is not None:
+        lines.result("net", "engine-seconds that reuse was worth", "W - stall - store", places, **about)
     return lines
 
 
@@ -106,12 +108,14 @@ def _costs(lines: Worked, seconds: Seconds, parts: Sequence[Part], places: int) 
     """What loading and storing took of the engine, from what the outer tiers' clocks say."""
     about = {"unit": "s", "basis": "MODELLED"}
     words = {"stall": "of the engine, held up by loading", "store": "of the engine, taken by storing"}
+    if seconds.stall is None or seconds.store is None:
+        return  # the reasons say which clock is missing
     if not any(part.worth.loads or part.worth.stores for part in parts):
         for name, meaning in words.items():
             lines.given(name, f"{meaning}: none", 0.0, places, **about)
         return
     clocks = {"unit": "s", "basis": "MEASURED", "source": "the outer tiers' own clocks"}
-    loads, stores = (sum(getattr(part.worth, name) for part in parts) for name in ("loads", "stores"))
+    loads, stores = (sum(getattr(part.worth, name) or 0.0 for part in parts) for name in ("loads", "stores"))
     lines.given("loads", "of loading, spread over the work between two reports", loads, places, **clocks)
     lines.given("stores", "of storing, the same", stores, places, **clocks)
     loading = " and ".join(dict.fromkeys(part.loading for part in parts))
@@ -129,50 +133,73 @@ def _share(lines: Worked, name: str, clock: str, value: float, *, words: str, pl
         lines.given(name, words, value, places, **about)
 
 
-def interval_lines(seconds: Seconds, sd: str, known: Worked) -> Worked:
-    """The 90 % intervals of W and of the net; `sd` as printed in the error budget."""
+def interval_lines(seconds: Seconds, sd: str | None, known: Worked) -> Worked:
+    """The 90 % intervals of W and of the net; `sd` as printed in the error budget, None where nothing was reused."""
     lines = Worked(known.printed())
-    lines.given("sd", "of W, from the section on how sure it is", float(sd), len(sd.partition(".")[2]), unit="s")
     places = places_of(seconds.avoided.point)
-    lines.result("half", "half of W's 90 % interval", f"{savings.Z90} * sd", places, unit="s")
-    lines.result("W_low", "W, from", "max(W - half, min(W, 0))", places, unit="s")
-    lines.result("W_high", "W, to", "W + half", places, unit="s")
-    if "loads" not in known.printed():
-        lines.result("net_low", "net, from", "net - (W - W_low)", places, unit="s")
-        lines.result("net_high", "net, to", "net + (W_high - W)", places, unit="s")
+    if sd is not None:
+        reach_lines(lines, "", sd, places)
+    if seconds.stall is None or seconds.store is None:
         return lines
-    for name, clock, cost in (("stall", "loads", seconds.stall), ("store", "stores", seconds.store)):
-        _share(lines, f"{name}_low", clock, cost.low, words=f"{name}, from", places=places)
-        _share(lines, f"{name}_high", clock, cost.high, words=f"{name}, to", places=places)
-    down = "sqrt((W - W_low)^2 + (stall_high - stall)^2 + (store_high - store)^2)"
-    up = "sqrt((W_high - W)^2 + (stall - stall_low)^2 + (store - store_low)^2)"
+    if "loads" in known.printed():
+        for name, clock, cost in (("stall", "loads", seconds.stall), ("store", "stores", seconds.store)):
+            _share(lines, f"{name}_low", clock, cost.low, words=f"{name}, from", places=places)
+            _share(lines, f"{name}_high", clock, cost.high, words=f"{name}, to", places=places)
+    elif sd is None:
+        return lines
+    down, up = spans(lines, "" if sd is None else "W")
     lines.result("net_low", "net, from", f"net - {down}", places, unit="s")
     lines.result("net_high", "net, to", f"net + {up}", places, unit="s")
     return lines
 
 
-def error_budget(seconds: Seconds, parts: Sequence[Part], known: Worked) -> dict[str, Any]:
-    """The standard deviation of W by cause, how each was worked out, and the largest with what would make it less."""
+def reach_lines(lines: Worked, suffix: str, sd: str, places: int) -> None:
+    """The 90 % interval of W, or of W_hbm or W_out, from its printed standard deviation."""
+    name, half = f"W{suffix}", f"half{suffix}"
+    words = f"of {name}, from the section on how sure it is"
+    lines.given(f"sd{suffix}", words, float(sd), len(sd.partition(".")[2]), unit="s")
+    lines.result(half, f"half of {name}'s 90 % interval", f"{savings.Z90} * sd{suffix}", places, unit="s")
+    lines.result(f"{name}_low", f"{name}, from", f"max({name} - {half}, min({name}, 0))", places, unit="s")
+    lines.result(f"{name}_high", f"{name}, to", f"{name} + {half}", places, unit="s")
+
+
+def spans(lines: Worked, gain: str, *, gain_share: str = "", cost_share: str = "") -> tuple[str, str]:
+    """How far a net reaches down and up, as formulas: of the interval of `gain` ("" for none) and of what costs told.
+
+    The shares are factors ("R_dram / R_out * "), where it is the net of one tier among several.
+    """
+    down, up = [], []
+    if gain:
+        down.append(f"{gain_share}({gain} - {gain}_low)")
+        up.append(f"{gain_share}({gain}_high - {gain})")
+    if "stall_low" in lines.printed():
+        down += [f"{cost_share}({cost}_high - {cost})" for cost in ("stall", "store")]
+        up += [f"{cost_share}({cost} - {cost}_low)" for cost in ("stall", "store")]
+    return _together(down), _together(up)
+
+
+def _together(parts: Sequence[str]) -> str:
+    """Independent gaps, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return f"sqrt({' + '.join(f'{part}^2' if part.startswith('(') else f'({part})^2' for part in parts)})"
+
+
+def error_budget(seconds: Seconds, parts: Sequence[Part], known: Worked, gained: Mapping[str, float]) -> dict[str, Any]:
+    """The standard deviation of W by cause, how each was worked out, and the largest with what would make it less.
+
+    gained    what HBM's hits ("hbm") and those of the outer tiers ("out") avoided; their errors are told too
+    """
     lines = Worked(known.printed())
     places = places_of(seconds.avoided.point)
     if len(parts) == 1:
         _inputs(lines, parts[0])
-    formulas = _formulas(parts, has_couplings="W_t" in lines.printed())
-    for cause, sd in seconds.parts_sd.items():
-        words = CAUSES.get(cause, (cause, ""))[0]
-        symbol, formula = f"sd_{cause}", formulas.get(cause)
-        # what was settled, or what several laws share, is told as it is
-        if formula and abs(evaluated(formula, _numbers(lines)) - sd) <= 0.001 * sd + 10.0**-places:
-            lines.result(symbol, words, formula, places, unit="s")
-        else:
-            lines.given(symbol, words, sd, places, unit="s")
-    names = [f"sd_{cause}" for cause in seconds.parts_sd]
-    squares = " + ".join(f"{name}^2" for name in names)
-    lines.result("sd", "of W: the causes are independent", f"sqrt({squares})", places, unit="s", basis="MODELLED")
+    _caused(lines, seconds.parts_sd, _formulas(parts, has_couplings="W_t" in lines.printed()), places)
     largest = max(seconds.parts_sd, key=lambda cause: seconds.parts_sd[cause])
     variance = sum(sd**2 for sd in seconds.parts_sd.values())
     return {
         "rows": lines.as_json(),
+        "tiers": _tier_errors(gained, parts, lines, places).as_json(),
         "shares": {cause: rounded(sd**2 / variance if variance else 0.0, 3) for cause, sd in seconds.parts_sd.items()},
         "largest": {
             "cause": largest,
@@ -181,6 +208,34 @@ def error_budget(seconds: Seconds, parts: Sequence[Part], known: Worked) -> dict
         },
         "gradients": [_gradient(part) for part in parts],
     }
+
+
+def _tier_errors(gained: Mapping[str, float], parts: Sequence[Part], known: Worked, places: int) -> Worked:
+    """The standard deviations of what the tiers avoided, with W_hbm or W_out in place of W."""
+    lines = Worked(known.printed())
+    deviations = savings.tier_deviations(parts)
+    for side, seconds in gained.items():
+        lines.given(f"W_{side}", AVOIDED[side], seconds, places, unit="s", basis="MODELLED")
+        formulas = _formulas(parts, f"W_{side}", has_couplings=False)
+        _caused(lines, deviations[side], {**formulas, "clock": ""}, places, f"_{side}")
+    return lines
+
+
+def _caused(
+    lines: Worked, deviations: Mapping[str, float], formulas: Mapping[str, str], places: int, suffix: str = ""
+) -> None:
+    """A line for each cause, and what they make together."""
+    for cause, sd in deviations.items():
+        words = CAUSES.get(cause, (cause, ""))[0]
+        symbol, formula = f"sd_{cause}{suffix}", formulas.get(cause)
+        # what was settled, or what several laws share, is told as it is
+        if formula and abs(evaluated(formula, _numbers(lines)) - sd) <= 0.001 * sd + 10.0**-places:
+            lines.result(symbol, words, formula, places, unit="s")
+        else:
+            lines.given(symbol, words, sd, places, unit="s")
+    squares = " + ".join(f"sd_{cause}{suffix}^2" for cause in deviations)
+    words = f"of W{suffix}: the causes are independent"
+    lines.result(f"sd{suffix}", words, f"sqrt({squares})", places, unit="s", basis="MODELLED")
 
 
 def _numbers(lines: Worked) -> dict[str, float]:
@@ -204,19 +259,19 @@ def _often(worth: Worth) -> float:
     return min(1.0, worth.preemptions / worth.requests) if worth.requests else 0.0
 
 
-def _formulas(parts: Sequence[Part], *, has_couplings: bool) -> dict[str, str]:
+def _formulas(parts: Sequence[Part], of: str = "W", *, has_couplings: bool) -> dict[str, str]:
     """Of the causes that a calculator reaches (METHOD 4.5); several laws' errors add up in other ways."""
     if len(parts) != 1:
         return {}
     weight = savings.CLOCK_WEIGHT_SECONDS
-    attention = f"{savings.ATTENTION_ERROR} * min(1, sd_eta / {savings.ATTENTION_DOUBT}) * a * W"
+    attention = f"{savings.ATTENTION_ERROR} * min(1, sd_eta / {savings.ATTENTION_DOUBT}) * a * {of}"
     half_range = "(max(W_t, W_m, W_a) - min(W_t, W_m, W_a)) / 2"
     return {
         **({"coupling": half_range} if has_couplings else {}),
         "clock": f"g_c * {savings.CLOCK_ERROR} * {weight:.0f} / ({weight:.0f} + w_c)",
-        "form": f"{savings.DISCREPANCY} * W",
-        "attention": "0 * W" if parts[0].calibration.rung == "M3" else attention,
-        "preemptions": f"{savings.PREEMPTION_ERROR} * U * W",
+        "form": f"{savings.DISCREPANCY} * {of}",
+        "attention": f"0 * {of}" if parts[0].calibration.rung == "M3" else attention,
+        "preemptions": f"{savings.PREEMPTION_ERROR} * U * {of}",
         "floor": f"{savings.PREFILL_FLOOR} * F",
     }
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from kvtally.agent.explain.arithmetic import Worked
 from kvtally.agent.price import NANO, UNITS, rate_text
+from kvtally.agent.savings import bound_shares, sampling
 from kvtally.agent.savings_money import HOLDING, TIME_RESOURCES, rate_of, weight_of
+from kvtally.agent.worth import added
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kvtally.agent.facts import Facts
     from kvtally.agent.price import Rate
+    from kvtally.agent.savings import Part, Seconds
     from kvtally.agent.savings_money import Money
     from kvtally.agent.savings_report import Group
 
@@ -27,21 +31,29 @@ MEANING = (
 )
 
 
-def money_json(group: Group, currency: str, seconds: Worked) -> dict[str, Any] | None:
-    """The group's money, each line from printed ones; None where a price is missing. `seconds` has W and its costs."""
+def money_json(group: Group, currency: str, seconds: Worked, parts: Sequence[Part]) -> dict[str, Any] | None:
+    """The group's money, each line from printed ones; None where a price is missing.
+
+    `seconds` has W, its costs and the tiers with their intervals, `parts` what they are made of.
+    """
     money = group.money
     if money is None:
         return None
-    lines = Worked({name: seconds.printed()[name] for name in ("W", "stall", "store", "net")})
+    lines = Worked(seconds.printed())
     prices = _rate(lines, group, currency, money)
     places = _places(money)
     about = {"unit": currency, "basis": "ASSUMED" if any(rate.basis == "ASSUMED" for rate in prices) else "MODELLED"}
     lines.result("gross", "what the avoided seconds cost", "W * rate", places, **about)
-    lines.result("stall_paid", "loading", "stall * rate", places, **about)
-    lines.result("store_paid", "storing", "store * rate", places, **about)
+    _reach(lines, "gross", "gross", "W", places, unit=currency)
+    if money.net is not None:
+        lines.result("stall_paid", "loading", "stall * rate", places, **about)
+        lines.result("store_paid", "storing", "store * rate", places, **about)
     held = _held(lines, group.facts, currency, places)
-    lines.result("net_paid", "net", "gross - stall_paid - store_paid - holding", places, **about)
-    _realised(lines, group, places, about)
+    if money.net is not None:
+        lines.result("net_paid", "net", "gross - stall_paid - store_paid - holding", places, **about)
+        _reach(lines, "net_paid", "net", "net", places, unit=currency)
+    _tiers(lines, money, places, about)
+    _realised(lines, group, parts, places, about)
     return {
         "rows": lines.as_json(),
         "prices": [rate_text(rate) for rate in prices],
@@ -49,6 +61,35 @@ def money_json(group: Group, currency: str, seconds: Worked) -> dict[str, Any] |
         "capacity_bound_share": None if group.seconds is None else group.seconds.capacity_bound_share,
         "meaning": MEANING,
     }
+
+
+def _reach(lines: Worked, name: str, words: str, of: str, places: int, *, unit: str) -> None:
+    """From where to where an amount goes, by the seconds `of` around theirs; nothing where these have no interval."""
+    if f"{of}_low" in lines.printed():
+        lines.result(f"{name}_low", f"{words}, from", f"{name} - ({of} - {of}_low) * rate", places, unit=unit)
+        lines.result(f"{name}_high", f"{words}, to", f"{name} + ({of}_high - {of}) * rate", places, unit=unit)
+
+
+def _tiers(lines: Worked, money: Money, places: int, about: dict[str, str]) -> None:
+    """The net of each tier, where there are several, from where to where."""
+    for name, tier in money.tiers.items() if len(money.tiers) > 1 else ():
+        if tier.net is None:
+            continue
+        held = ""
+        if tier.holding:
+            lines.given(f"held_{name}", f"of holding, for {name}", tier.holding / NANO, places, unit=about["unit"])
+            held = f" - held_{name}"
+        symbols = (
+            ("W_hbm", "W_hbm_low", "W_hbm_high") if name == "hbm" else (f"net_{name}", f"low_{name}", f"high_{name}")
+        )
+        net, low, high = (symbol if symbol in lines.printed() else "" for symbol in symbols)
+        if not net and not held:
+            continue
+        lines.result(f"paid_{name}", f"{name}: net", f"{net} * rate{held}" if net else f"0{held}", places, **about)
+        if low and high:
+            down, up = f"paid_{name} - ({net} - {low}) * rate", f"paid_{name} + ({high} - {net}) * rate"
+            lines.result(f"least_{name}", f"{name}: net, from", down, places, unit=about["unit"])
+            lines.result(f"most_{name}", f"{name}: net, to", up, places, unit=about["unit"])
 
 
 def _places(money: Money) -> int:
@@ -146,14 +187,44 @@ def _held(lines: Worked, facts: Sequence[Facts], currency: str, places: int) -> 
     return [{"price": rate_text(rate), "amount_nano": str(amount)} for rate, amount in amounts.items()]
 
 
-def _realised(lines: Worked, group: Group, places: int, about: dict[str, str]) -> None:
+def _realised(lines: Worked, group: Group, parts: Sequence[Part], places: int, about: dict[str, str]) -> None:
     """Of the net, what fell into time of short capacity."""
     seconds = group.seconds
     if seconds is None or seconds.bound is None or seconds.capacity_bound_share is None:
         return
     source = 'vllm:num_requests_waiting_by_reason{reason="capacity"} > 0'
-    words = "share of the time in which requests waited for capacity"
+    words = "share of the time in which requests waited for capacity, as scrapes sample it"
     lines.given("s_bound", words, seconds.capacity_bound_share, 4, basis="MEASURED", source=source)
-    words = "of the net seconds, those of the windows in that time"
-    lines.given("net_bound", words, seconds.bound.point, 4, unit="s", basis="MODELLED")
+    _bound(lines, seconds, parts)
     lines.result("realised", "cash", "net_bound * rate - holding", places, **about)
+    _reach(lines, "realised", "cash", "net_bound", places, unit=about["unit"])
+
+
+def _bound(lines: Worked, seconds: Seconds, parts: Sequence[Part]) -> None:
+    """Of the net seconds, those in time of short capacity, with their interval."""
+    words, about = "of the net seconds, those of the intervals in that time", {"unit": "s", "basis": "MODELLED"}
+    told = [name for name in ("W", "stall", "store") if f"{name}_low" in lines.printed()]
+    if seconds.bound is None or seconds.net is None or not told:
+        lines.given("net_bound", words, 0.0 if seconds.bound is None else seconds.bound.point, 4, **about)
+        return
+    total = reduce(added, (part.worth for part in parts))
+    downs, ups, terms = [], [], []
+    for name, sign, share in zip(("W", "stall", "store"), ("", " - ", " - "), bound_shares(total), strict=True):
+        if name in told and (share or name == told[0]):
+            lines.given(f"k_{name}", f"share of {name} in that time", share, 7, basis="MODELLED")
+            terms.append(f"{sign}k_{name} * {name}")
+            ends = (f"({name} - {name}_low)", f"({name}_high - {name})")
+            downs.append(f"(k_{name} * {ends[name != 'W']})^2")
+            ups.append(f"(k_{name} * {ends[name == 'W']})^2")
+    lines.result("net_bound", words, "".join(terms if "W" in told else ("0", *terms)), 4, **about)
+    less, more = sampling(total, seconds.net)
+    lines.given("less", "of it, by as much less, since scrapes only sample who waits", less, 4, **about)
+    lines.given("more", "by as much more", more, 4, **about)
+    low, high = (f"sqrt({' + '.join(part)})" for part in ([*downs, "less^2"], [*ups, "more^2"]))
+    low, high = f"net_bound - {low}", f"net_bound + {high}"
+    if seconds.net.point >= 0:  # no more than all of it, be it a gain or a loss
+        high = f"max(net_bound, min({high}, net_high))"
+    else:
+        low = f"min(net_bound, max({low}, net_low))"
+    lines.result("net_bound_low", "from", low, 4, unit="s")
+    lines.result("net_bound_high", "to", high, 4, unit="s")

@@ -32,7 +32,7 @@ MEANINGS = {
     "compute_efficiency": "share of peak FLOP/s, linear layers",
     "attention_efficiency": "share of peak FLOP/s, attention",
     "weight_bandwidth_efficiency": "share of peak bytes/s, reading weights",
-    "kv_bandwidth_efficiency": "share of peak bytes/s, reading KV",
+    "kv_bandwidth_efficiency": "share of peak bytes/s, reading KV; above 1 where decodes share a prefix's reading",
     "step_seconds": "of every step, on the GPU",
     "gap_seconds": "between two steps",
     "launch_seconds": "the least that a step with prefill takes",

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from kvtally.agent.attribution import last_in, serving, shapley
 from kvtally.agent.explain.arithmetic import Worked, rounded
-from kvtally.agent.explain.figure import places_of
+from kvtally.agent.explain.figure import AVOIDED, places_of, reach_lines, spans
+from kvtally.agent.savings import EXACTLY_NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kvtally.agent.savings import Seconds
+    from kvtally.agent.savings import Seconds, TierSeconds
 
 SUBSTITUTES = 0.25  # of a tier's share, by which serving and Shapley differ where tiers stand in for each other
+_UNTIMED = "nothing tells how long loading and storing took: what the outer tier is worth alone is not known"
 _INCLUSIVE = (
     "inclusive stores, ASSUMED: without HBM the outer tiers would have served HBM's hits too, at their own speed"
 )
@@ -31,9 +33,11 @@ def tiers_json(seconds: Seconds, loading: str, kv_bytes: float | None) -> dict[s
     lines = Worked()
     places = places_of(seconds.avoided.point)
     about = {"unit": "s", "basis": "MODELLED"}
-    lines.given("W_hbm", "avoided by HBM's hits, behind nothing", seconds.tiers["hbm"].avoided.point, places, **about)
+    lines.given("W_hbm", AVOIDED["hbm"], seconds.tiers["hbm"].avoided.point, places, **about)
     gained = sum(tier.avoided.point for tier in outer.values())
     lines.given("W_out", f"avoided by those of {' and '.join(outer)}, behind HBM", gained, places, **about)
+    if seconds.stall is None or seconds.store is None:
+        return {"rows": lines.as_json(), "attributions": None, "notes": [_UNTIMED], "substitutes": None}
     lines.given("stall", "for which loading held the engine up", seconds.stall.point, places, **about)
     lines.given("store", "that storing took of it", seconds.store.point, places, **about)
     tokens = sum(tier.tokens for tier in outer.values())
@@ -60,6 +64,43 @@ def tiers_json(seconds: Seconds, loading: str, kv_bytes: float | None) -> dict[s
         "notes": [_INCLUSIVE, *unknown],
         "substitutes": apart,
     }
+
+
+def gained_by(seconds: Seconds) -> dict[str, float]:
+    """Seconds that HBM's hits ("hbm") and those of the outer tiers ("out") avoided, of those that had any."""
+    outer = [tier for name, tier in seconds.tiers.items() if name != "hbm"]
+    gained = {"hbm": seconds.tiers["hbm"].avoided.point} if seconds.tiers["hbm"].tokens else {}
+    if any(tier.tokens for tier in outer):
+        gained["out"] = sum(tier.avoided.point for tier in outer)
+    return gained if outer else {}
+
+
+def tier_lines(seconds: Seconds, known: Mapping[str, str], sds: Mapping[str, str]) -> Worked:
+    """The 90 % intervals of the tiers, from those of all and the standard deviations `sds` of W_hbm and W_out."""
+    lines = Worked(known)
+    places = places_of(seconds.avoided.point)
+    for side, sd in sds.items():
+        reach_lines(lines, f"_{side}", sd, places)
+    served = [name for name, tier in seconds.tiers.items() if name != "hbm" and tier.tokens]
+    for name, tier in seconds.tiers.items():
+        if name != "hbm" and tier.net is not None and (tier.tokens or tier.net != EXACTLY_NOTHING):
+            _net_lines(lines, name, tier, places, is_alone=len(served) <= 1)
+    return lines
+
+
+def _net_lines(lines: Worked, name: str, tier: TierSeconds, places: int, *, is_alone: bool) -> None:
+    """The net of an outer tier, and from where to where; among several it bears its tokens' share of the costs."""
+    gain = "W_out" if "W_out_low" in lines.printed() and lines["W_out"] else ""
+    net, shares = "W_out - stall - store", {}
+    if not is_alone:
+        lines.given(f"W_{name}", f"of W_out, by those of {name}", tier.avoided.point, places, unit="s")
+        lines.given(f"R_{name}", f"of R_out, from {name}", tier.tokens, 0, unit="tokens")
+        cost = f"R_{name} / R_out * "
+        net, shares = f"W_{name} - {cost}(stall + store)", {"gain_share": f"W_{name} / W_out * ", "cost_share": cost}
+    down, up = spans(lines, gain, **shares)
+    lines.result(f"net_{name}", f"{name}: net", net, places, unit="s", basis="MODELLED")
+    lines.result(f"low_{name}", f"{name}: net, from", f"net_{name} - {down}", places, unit="s")
+    lines.result(f"high_{name}", f"{name}: net, to", f"net_{name} + {up}", places, unit="s")
 
 
 def attributions(order: tuple[str, ...], value: Callable[[frozenset[str]], float]) -> dict[str, dict[str, float]]:

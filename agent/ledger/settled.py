@@ -43,8 +43,8 @@ class Parted(msgspec.Struct, gc=False):
     decode: float
     prefill_by: tuple[float, ...]
     decode_by: tuple[float, ...]
-    loads: float
-    stores: float
+    loads: float | None
+    stores: float | None
     external_tokens: float
     dram_tokens: float
     disk_tokens: float

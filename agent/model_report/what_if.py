@@ -185,7 +185,7 @@ def _sums(values: Iterable[Valued]) -> _Sums:
         sum(one.computed_tokens for one in worths),
         sum(one.hbm_tokens for one in worths),
         sum(one.external_tokens for one in worths),
-        sum(one.stores for one in worths),
+        sum(one.stores or 0.0 for one in worths),
         sum(one.law_seconds for one in worths),
     )
 
@@ -216,6 +216,7 @@ def _store_seconds(idea: Idea, deployment: Deployment, sums: _Sums) -> float:
 
 
 def _told(case: _Case, seconds: Seconds, curve: _Curve) -> dict[str, Any]:
+    stall, store, net = _known(seconds)
     idea, sums = case.idea, case.sums
     loaded = _at(curve, idea.extra_share)[1]
     computed = case.computed(loaded)
@@ -234,9 +235,9 @@ def _told(case: _Case, seconds: Seconds, curve: _Curve) -> dict[str, Any]:
             "kept_hours": case.capacity / computed * float(case.hours) if computed else None,
         },
         "gross_engine_seconds": seconds.avoided._asdict(),
-        "stall_engine_seconds": seconds.stall._asdict(),
-        "store_engine_seconds": seconds.store._asdict(),
-        "net_engine_seconds": seconds.net._asdict(),
+        "stall_engine_seconds": stall._asdict(),
+        "store_engine_seconds": store._asdict(),
+        "net_engine_seconds": net._asdict(),
         **_money(case, seconds),
         "pays_from": _pays_from(case, curve),
         "basis": {
@@ -249,19 +250,28 @@ def _told(case: _Case, seconds: Seconds, curve: _Curve) -> dict[str, Any]:
     }
 
 
+def _known(seconds: Seconds) -> tuple[Estimate, Estimate, Estimate]:
+    """Stall, store and net of a store whose loading and storing are worked out, not timed."""
+    assert seconds.stall is not None  # noqa: S101
+    assert seconds.store is not None  # noqa: S101
+    assert seconds.net is not None  # noqa: S101
+    return seconds.stall, seconds.store, seconds.net
+
+
 def _money(case: _Case, seconds: Seconds) -> dict[str, Any]:
     holding, hourly = case.holding(), case.idea.hourly
+    stall, store, within = _known(seconds)
     if hourly is None:
         nothing = dict.fromkeys(("gross", "reuse_cost", "net", "net_per_month", "verdict"))
         return nothing | {"holding": f"{holding:.9f}"}
     rate = hourly / _SECONDS_PER_HOUR
-    net = [Decimal(bound) * rate - holding for bound in seconds.net]
+    net = [Decimal(bound) * rate - holding for bound in within]
     months = MONTH_HOURS / case.hours
     return {
         "gross": _amounts(Decimal(bound) * rate for bound in seconds.avoided),
         "reuse_cost": {
-            "stall": f"{Decimal(seconds.stall.point) * rate:.9f}",
-            "store": f"{Decimal(seconds.store.point) * rate:.9f}",
+            "stall": f"{Decimal(stall.point) * rate:.9f}",
+            "store": f"{Decimal(store.point) * rate:.9f}",
         },
         "holding": f"{holding:.9f}",
         "net": _amounts(net),

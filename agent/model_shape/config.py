@@ -47,6 +47,7 @@ _SPECIAL = {
     "block_configs",
     "conv_L_cache",
     "cross_attention_layers",
+    "dual_chunk_attention_config",
     "full_attention_interval",
     "hybrid_override_pattern",
     "index_topk",
@@ -92,8 +93,9 @@ def flat_of(
     flat |= _special_of(config) | _special_of(inner)
     stored = _first_text(inner.get("dtype"), inner.get("torch_dtype"), config.get("dtype"), config.get("torch_dtype"))
     weight = _first_text(weight_dtype, config.get("weight_dtype"), stored)
-    kv = _first_text(kv_dtype, config.get("kv_dtype"), weight)
-    return flat | {"weight_dtype": weight, "kv_dtype": kv} | _quantization_of(config, inner, quantization)
+    scheme = _scheme_of(config, inner)
+    kv = _first_text(kv_dtype, config.get("kv_dtype"), "fp8" if _has_narrow_kv(scheme) else "auto", weight)
+    return flat | {"weight_dtype": weight, "kv_dtype": kv} | _quantization_of(config, scheme, quantization)
 
 
 def _first_text(*choices: Any) -> str:
@@ -117,10 +119,25 @@ def _special_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return special
 
 
-def _quantization_of(config: Mapping[str, Any], inner: Mapping[str, Any], method: str | None) -> dict[str, Any]:
-    """Method, bits of a weight and whether the arithmetic is fp8, as far as the config tells."""
+def _scheme_of(config: Mapping[str, Any], inner: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the config says of how the checkpoint is quantised."""
     stored = config.get("quantization_config") or inner.get("quantization_config")
-    detail: Mapping[str, Any] = stored if isinstance(stored, dict) else {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def _has_narrow_kv(scheme: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint asks for a KV cache of 8-bit floats: engines heed it where nobody chooses a type."""
+    asked = scheme.get("kv_cache_scheme") or scheme.get("kv_cache_quant_algo")
+    if isinstance(asked, dict):
+        return asked.get("num_bits") == BITS_OF_A_BYTE and asked.get("type") == "float"
+    return isinstance(asked, str) and asked.lower() == "fp8"
+
+
+def _quantization_of(config: Mapping[str, Any], detail: Mapping[str, Any], method: str | None) -> dict[str, Any]:
+    """Method, bits of a weight and whether the arithmetic is fp8, as far as the config tells.
+
+    Where its formulas are not known, "quantization_types" says what it is: "int8+int8", weights and activations.
+    """
     name = _first_text(method, detail.get("quant_method"), config.get("quantization"))
     if not name:
         return {}
@@ -131,9 +148,15 @@ def _quantization_of(config: Mapping[str, Any], inner: Mapping[str, Any], method
     if name == "modelopt" and detail.get("quant_algo") == "FP8":
         bits, is_fp8 = BITS_OF_A_BYTE, True
     groups = detail.get("config_groups")
-    if name == "compressed-tensors" and isinstance(groups, dict) and len(groups) == 1:
-        bits, is_fp8 = _compressed(next(iter(groups.values())))
-    known = {"quantization_bits": bits} if isinstance(bits, int) else {}
+    types = _first_text(config.get("quantization_types"), detail.get("quant_algo"))
+    if name == "compressed-tensors" and isinstance(groups, dict) and groups:
+        (bits, is_fp8), types = (None, False), "mixed"
+        if len(groups) == 1:
+            (group,) = groups.values()
+            (bits, is_fp8), types = _compressed(group), _types_of(group)
+    known: dict[str, Any] = {"quantization_bits": bits} if isinstance(bits, int) else {}
+    if types and not known:
+        known = {"quantization_types": types}
     return {"quantization": name, "quantization_fp8": is_fp8, **known}
 
 
@@ -147,6 +170,12 @@ def _compressed(group: Any) -> tuple[int | None, bool]:
         return (weights["num_bits"], False) if weights.get("type") == "int" else (None, False)
     is_fp8 = all(part.get("type") == "float" and part.get("num_bits") == BITS_OF_A_BYTE for part in (weights, inputs))
     return (BITS_OF_A_BYTE, True) if is_fp8 else (None, False)
+
+
+def _types_of(group: Any) -> str:
+    """Types of weights and activations in a group of compressed-tensors: "int8+int8", "float4"."""
+    parts = [group.get(name) for name in ("weights", "input_activations")] if isinstance(group, dict) else []
+    return "+".join(f"{part.get('type', '?')}{part.get('num_bits', '')}" for part in parts if isinstance(part, dict))
 
 
 def refuse_special(flat: Mapping[str, Any]) -> None:
@@ -166,5 +195,8 @@ def count_of(flat: Mapping[str, Any], key: str, least: int = 1) -> int:
     limit = _COUNT_LIMIT**2 if key == "parameters" else _COUNT_LIMIT
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= limit:
         told = "lacks" if value is None else f"has no usable value of ({value!r})"
-        raise UnknownArchitecture(f"the config of {flat['architecture']} {told} {key}", "give the model's config.json")
+        raise UnknownArchitecture(
+            f"the config of {flat['architecture']} {told} {key}",
+            f"give the config.json beside the model's weights, or a copy of it in which {key} is written",
+        )
     return value

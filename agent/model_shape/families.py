@@ -14,15 +14,18 @@ class Family(NamedTuple):
     experts: str = ""  # key of the number of routed experts; "" for a dense model
     expert_width: str = "moe_intermediate_size"
     is_latent: bool = False  # MLA: one compressed vector a token and layer in the place of keys and values
+    is_multi_head: bool = False  # each query head has its own keys and values, where the config does not say
     is_tied: bool = False  # the embedding is the output's matrix, too, where the config does not say
 
 
 _DENSE = Family()
+# what Hugging Face takes where num_key_value_heads is missing; other classes have a number of their own
+_MULTI_HEAD = Family(is_multi_head=True)
 _MOE = Family(experts="num_experts")
 _FAMILIES = {
-    "ApertusForCausalLM": Family(mlp_matrices=2),
-    "ArceeForCausalLM": Family(mlp_matrices=2),
-    "CohereForCausalLM": Family(is_tied=True),
+    "ApertusForCausalLM": Family(mlp_matrices=2, is_multi_head=True),
+    "ArceeForCausalLM": Family(mlp_matrices=2, is_multi_head=True),
+    "CohereForCausalLM": Family(is_multi_head=True, is_tied=True),
     "DeepseekV2ForCausalLM": Family(experts="n_routed_experts", is_latent=True),
     "DeepseekV3ForCausalLM": Family(experts="n_routed_experts", is_latent=True),
     "Ernie4_5ForCausalLM": Family(is_tied=True),
@@ -30,15 +33,15 @@ _FAMILIES = {
     "Glm4ForCausalLM": _DENSE,
     "Glm4MoeForCausalLM": Family(experts="n_routed_experts"),
     "GlmForCausalLM": _DENSE,
-    "GraniteForCausalLM": Family(is_tied=True),
-    "LlamaForCausalLM": _DENSE,
+    "GraniteForCausalLM": Family(is_multi_head=True, is_tied=True),
+    "LlamaForCausalLM": _MULTI_HEAD,
     "Mistral3ForConditionalGeneration": _DENSE,
     "MistralForCausalLM": _DENSE,
     "MixtralForCausalLM": Family(experts="num_local_experts", expert_width="intermediate_size"),
-    "NemotronForCausalLM": Family(mlp_matrices=2),
-    "Olmo2ForCausalLM": _DENSE,
-    "OlmoeForCausalLM": Family(experts="num_experts", expert_width="intermediate_size"),
-    "Phi3ForCausalLM": _DENSE,
+    "NemotronForCausalLM": Family(mlp_matrices=2, is_multi_head=True),
+    "Olmo2ForCausalLM": _MULTI_HEAD,
+    "OlmoeForCausalLM": Family(experts="num_experts", expert_width="intermediate_size", is_multi_head=True),
+    "Phi3ForCausalLM": _MULTI_HEAD,
     "Qwen2ForCausalLM": _DENSE,
     "Qwen2MoeForCausalLM": _MOE,
     "Qwen2VLForConditionalGeneration": _DENSE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvtally.agent.model_shape.config import BITS_OF_A_BYTE, UnknownArchitecture, count_of, flat_of, refuse_special
@@ -77,6 +78,21 @@ class ModelShape(NamedTuple):
         return self.kv_bytes_per_token < 2 * self.layers * self.kv_heads * self.head_dim * self.kv_bytes_per_value
 
     @property
+    def sizes(self) -> str:
+        """All that a law reads of it, in a word: layers x width, and a digest of the rest: "32x4096-9d0e2f"."""
+        rest = (
+            self.linear_parameters,
+            self.dense_weight_bytes,
+            self.expert_weight_bytes,
+            self.experts,
+            self.experts_per_token,
+            self.attention_flop,
+            self.kv_bytes_per_token,
+            self.is_fp8,
+        )
+        return f"{self.layers}x{self.hidden}-{sha256(repr(rest).encode()).hexdigest()[:6]}"
+
+    @property
     def resident_bytes(self) -> float:
         """Bytes of GPU memory that the weights take, the embedding counted at the layers' precision."""
         return self.total_parameters * self.weight_bytes_per_parameter
@@ -97,7 +113,7 @@ def shape_of(
     heads, vocab = count_of(flat, "num_attention_heads"), count_of(flat, "vocab_size")
     if layers > _LAYER_LIMIT:
         raise UnknownArchitecture(f"{layers} layers are no model's")
-    attention = _latent_attention(flat, hidden, heads) if family.is_latent else _attention(flat, hidden, heads)
+    attention = _latent_attention(flat, hidden, heads) if family.is_latent else _attention(flat, family, hidden, heads)
     experts, routed, other = _feed_forward(flat, family, layers, hidden)
     dense = layers * attention.parameters + other
     head = vocab * hidden
@@ -142,11 +158,12 @@ class _Attention(NamedTuple):
     head_dim: int
 
 
-def _attention(flat: Mapping[str, Any], hidden: int, heads: int) -> _Attention:
+def _attention(flat: Mapping[str, Any], family: Family, hidden: int, heads: int) -> _Attention:
     """MHA, GQA and MQA."""
     if "kv_lora_rank" in flat:
         raise UnknownArchitecture(f"{flat['architecture']} with kv_lora_rank")
-    kv_heads = count_of(flat, "num_key_value_heads")
+    is_told = "num_key_value_heads" in flat or not family.is_multi_head
+    kv_heads = count_of(flat, "num_key_value_heads") if is_told else heads
     if "head_dim" not in flat and hidden % heads:
         raise UnknownArchitecture(
             f"{flat['architecture']}: {hidden} values over {heads} heads", "the config lacks head_dim"
@@ -216,7 +233,9 @@ def _weight_bytes(flat: Mapping[str, Any]) -> tuple[float, bool]:
         return 1.0, True
     bits = flat.get("quantization_bits", _WEIGHT_ONLY_BITS.get(method))
     if bits is None or not 2 <= bits <= BITS_OF_A_BYTE:  # noqa: PLR2004  # nothing is stored in one bit
+        types = zip(flat.get("quantization_types", "").split("+"), ("weights", "activations"), strict=False)
         raise UnknownArchitecture(
-            f"weights of quantization {method!r}", "known: fp8, and 2 to 8 bits by awq, gptq, compressed-tensors"
+            f"quantization {method!r} of {' and '.join(f'{kind} {part}'.strip() for kind, part in types)}",
+            "known: 8-bit floats (fp8), and weights alone in 2 to 8 bits, by awq, gptq, compressed-tensors",
         )
     return bits / BITS_OF_A_BYTE, False

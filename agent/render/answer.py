@@ -30,7 +30,7 @@ def name_of(by: Mapping[str, str | None]) -> str:
 def tiers_line(basis: str) -> str:
     """How the outer tiers were told apart."""
     if basis == "MODELLED":
-        return "dram, disk: MODELLED, by where the cache's lookups found the tokens, less what HBM held of them"
+        return "dram, disk: MODELLED, by where lookups found the tokens, less what HBM held of them"
     return "dram, disk, p2p: MEASURED, the engine tells them apart"
 
 

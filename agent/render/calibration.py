@@ -68,6 +68,8 @@ def _law(screen: Screen, law: Mapping[str, Any]) -> None:
     screen.say(f"Learned from {evidence_text(about)}.", indent=2)
     for text in _fitness(evidence):
         screen.say(text, indent=2)
+    for note in evidence["notes"]:
+        screen.say(Text("look at this: ", style="yellow"), note, indent=2)
     for one in law["further"]:
         screen.say(f"Rung {one['rung']} tells more: {one['how']}", style="dim", indent=2)
 

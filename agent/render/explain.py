@@ -92,6 +92,9 @@ def _headline(one: Mapping[str, Any]) -> str:
         return f"no figure, {one['status']}; what was counted is below"
     rows = [*one["figure"]["rows"], *(one["figure"]["interval"] or ())]
     values = {row["symbol"]: f"{float(row['value']):,.2f}" for row in rows}
+    if "net" not in values:
+        interval = f" ({values['W_low']} to {values['W_high']})" if "W_low" in values else ""
+        return f"{values['W']} engine-seconds avoided{interval}, net not known, {one['status']}"
     if "W_low" not in values:
         return f"{values['W']} engine-seconds avoided, since nothing was reused; net {values['net']}, {one['status']}"
     return (
@@ -251,6 +254,9 @@ def _laws(screen: Screen, laws: Sequence[Mapping[str, Any]]) -> None:
             sheet.add(name, *now, *was, narrowed, f"{float(one['moves']):.3f} s")
         screen.print()
         screen.sheet(sheet, ("narrowed", "before"))
+        for one in law["parameters"]:
+            if one["name"] == "kv_bandwidth_efficiency" and float(one["median"]) > 1:
+                screen.say(f"  {typeset(one['symbol'])}: {one['meaning']}", style="dim", indent=2)
 
 
 def _belief(belief: Mapping[str, Any], scale: float) -> tuple[str, str]:
@@ -261,6 +267,8 @@ def _belief(belief: Mapping[str, Any], scale: float) -> tuple[str, str]:
 
 def _errors(screen: Screen, errors: Mapping[str, Any]) -> None:
     _lines(screen, errors["rows"])
+    if errors["tiers"]:
+        _tier_errors(screen, errors["tiers"])
     largest = errors["largest"]
     share = float(errors["shares"][largest["cause"]])
     screen.say(
@@ -269,8 +277,24 @@ def _errors(screen: Screen, errors: Mapping[str, Any]) -> None:
     )
 
 
+def _tier_errors(screen: Screen, rows: Sequence[Mapping[str, str]]) -> None:
+    """Causes down, W_hbm and W_out across: the formulas are those of W."""
+    values = {row["symbol"]: grouped(row["value"]) for row in rows}
+    sides = [side for side in ("hbm", "out") if f"W_{side}" in values]
+    causes = [name.removesuffix(f"_{sides[0]}") for name in values if name.endswith(f"_{sides[0]}")]
+    screen.print()
+    sheet = Sheet("the same of the tiers, s", *(f"W_{side}" for side in sides))
+    for cause in causes:
+        name = "they avoided" if cause == "W" else cause
+        sheet.add(name, *(values[f"{cause}_{side}"] for side in sides))
+    screen.sheet(sheet)
+
+
 def _tiers(screen: Screen, tiers: Mapping[str, Any]) -> None:
     _lines(screen, tiers["rows"])
+    if tiers["interval"]:
+        screen.say("  their 90 % intervals", style="dim")
+        _lines(screen, tiers["interval"])
     for note in tiers["notes"]:
         screen.say(f"  {note}", style="dim", indent=2)
     found = tiers["attributions"]

@@ -140,13 +140,19 @@ def _headline(group: Mapping[str, Any], currency: str) -> Text:
     if status in _REFUSED:
         return text.append("NO FIGURE", "bold red").append(f", {_REFUSED[status]}")
     style = _STYLE[status]
-    if status == "not_proven":
+    if net is None:
+        text.append("NOT PROVEN", style)
+        gross = group["avoided_engine_seconds"]
+        text.append(f": reuse avoided {_point(gross)} engine-seconds ({_span(gross)}), what it took is not known")
+    elif status == "not_proven":
         text.append("NOT PROVEN", style)
         text.append(f": the data fit anything from {_span(net)} engine-seconds net")
     elif not net["point"] and net["low"] == net["high"]:
         text.append("nothing was reused")
     elif net["high"] < 0:
         text.append(f"reuse cost {_seconds(-net['point'])} engine-seconds more than it saved", "bold red")
+    elif group["net"] is not None and Decimal(group["net"]["high"]) < 0:
+        text.append(f"reuse saved {_point(net)} engine-seconds ({_span(net)}), and cost more than that", "bold red")
     else:
         text.append(f"reuse saved {_point(net)} engine-seconds net", style)
         text.append(f" ({_span(net)})")
@@ -155,7 +161,8 @@ def _headline(group: Mapping[str, Any], currency: str) -> Text:
     elif group["net"] is not None:
         realised = group["realised"]
         cash = "unknown" if realised is None else f"{_money(realised)} {currency}"
-        text.append(f"; {_money(group['net'])} {currency} net, of it realised {cash}")
+        is_loss = Decimal(group["net"]["point"]) < 0
+        text.append(f"; {_money(group['net'])} {currency} net, {'realised' if is_loss else 'of it realised'} {cash}")
     return text
 
 
@@ -167,15 +174,16 @@ def _detail(screen: Screen, group: Mapping[str, Any], currency: str) -> None:
     screen.sheet(_by_tier(group, currency), ("avoided s",))
     for name, tier in group["tiers"].items():
         for reason in tier["reasons"]:
-            screen.say(Text(f"{name}: ", style="yellow"), reason, indent=2)
+            if reason not in group["reasons"]:
+                screen.say(Text(f"{name}: ", style="yellow"), reason, indent=2)
     if group["reused_tokens"]["external"] and group["reused_tokens"]["dram"] is None:
         why = f": {group['tiers_untold']}" if group.get("tiers_untold") else ""
         screen.say(f"external: which of dram, disk and p2p served them is not told{why}", style="dim", indent=2)
     if group["basis"]["tiers"] is not None:
         screen.say(tiers_line(group["basis"]["tiers"]), style="dim", indent=2)
-    screen.say(f"tokens MEASURED{_bases([group])}", style="dim", indent=2)
+    screen.say(f"tokens {group['basis']['tokens']}{_bases([group])}", style="dim", indent=2)
     screen.print()
-    if group["net_engine_seconds"] is not None:
+    if group["avoided_engine_seconds"] is not None:
         screen.sheet(_time(group))
     if group["gross"] is not None:
         screen.sheet(_cash(group, currency))
@@ -212,7 +220,8 @@ def _time(group: Mapping[str, Any]) -> Sheet:
         ("- storing", cost["store"]),
         ("net", group["net_engine_seconds"]),
     ):
-        sheet.add(name, _point(estimate), _span(estimate) if any(estimate.values()) else "", basis)
+        span = _span(estimate) if estimate is not None and any(estimate.values()) else ""
+        sheet.add(name, _point(estimate), span, "unknown" if estimate is None else basis)
     if group["latency_seconds"]:
         sheet.add("loads that only requests waited for", _seconds(group["latency_seconds"]), "", "MEASURED")
     return sheet
@@ -228,8 +237,9 @@ def _cash(group: Mapping[str, Any], currency: str) -> Sheet:
 
     add("gross", group["gross"])
     for name, key in (("- waiting for loads", "stall"), ("- storing", "store")):
-        if Decimal(group["reuse_cost"][key]):
-            sheet.add(name, amount(group["reuse_cost"][key]), "", basis)
+        cost = group["reuse_cost"][key]
+        if cost is None or Decimal(cost):
+            sheet.add(name, amount(cost), "", "unknown" if cost is None else basis)
     sheet.add("- holding KV, hits or not", amount(group["holding"]), "", basis)
     add("net", group["net"])
     add("realised", group["realised"])

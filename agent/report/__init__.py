@@ -20,7 +20,7 @@ from kvtally.agent.facts import among
 from kvtally.agent.finding import Finding
 from kvtally.agent.grouping import default_window, finding_json, in_order, union, unique, window_json
 from kvtally.agent.ledger.settled import charged, charged_for
-from kvtally.agent.report.cache import cache_findings
+from kvtally.agent.report.cache import cache_findings, role_findings
 from kvtally.agent.report.fold import Fold, SummedMoney
 from kvtally.agent.report.gateway import gateway_findings
 from kvtally.agent.report.group import group_json
@@ -83,6 +83,7 @@ def cost_report(
     real = Window(spans[0][0], spans[-1][1]) if spans else asked
     found += gateway_findings(reader, real, targets)
     found += cache_findings(reader, real, targets)
+    found += role_findings(reader, real, targets)
     found += reader.findings(real.start_ns, real.end_ns)
     rendered = [group_json(dict(key), sums, laws.covariances) for key, sums in groups]
     return Report(real, sum(b - a for a, b in spans), book.currency, rendered, unique(found))
@@ -152,6 +153,12 @@ def _token_findings(sums: Sums, tokens: Tokens) -> Iterator[Finding]:
     elif tokens.prompt and tokens.computed is None:
         message = "the engine does not tell which prompt tokens it computed, and its lookups do not add up to them"
         yield Finding("tokens_unknown", "warning", "", *span, message)
+    if tokens.by_lookups:
+        message = (
+            "TensorRT-LLM counts cached tokens as one, when a request finishes: which of them HBM, host and disk had "
+            "is by the shares of what each had when requests were scheduled"
+        )
+        yield Finding("tiers_by_lookups", "info", "", *span, message)
 
 
 def _half_findings(sums: Sums) -> Iterator[Finding]:

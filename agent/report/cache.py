@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.accounts import replicas_of
-from kvtally.agent.disaggregation import DECODE
+from kvtally.agent.disaggregation import DECODE, ROLE
 from kvtally.agent.facts import among
 from kvtally.agent.finding import Finding
-from kvtally.agent.ledger.totals import totals
+from kvtally.agent.ledger.totals import handed, totals
 from kvtally.agent.outer_tiers import Behind
 
 if TYPE_CHECKING:
@@ -46,6 +46,22 @@ def cache_findings(reader: LedgerReader, window: Window, targets: Mapping[int, T
         own = [replica for replica in replicas if replica.name in one.engines and replica.target_id in engines]
         if is_alone and not any(replica.role == DECODE for replica in own):
             yield from _disagreement(one, own, engines, caches, window)
+
+
+def role_findings(reader: LedgerReader, window: Window, targets: Mapping[int, Target]) -> Iterator[Finding]:
+    """Engines that others hand KV to and whose role nobody tells: what they do of a request may count twice."""
+    found = handed(reader, *window, targets)
+    if not found:
+        return
+    first = min(found, key=lambda one: one.replica.name)
+    ways, tokens = ", ".join(sorted({way for one in found for way in one.caches})), sum(one.tokens for one in found)
+    message = (
+        f"KV came from other engines ({ways}), {tokens} tokens of it as far as it was no outer tier's, and no role is "
+        "known: their prompts count here and where they were prefilled, and what was handed on counts as reuse. Say "
+        f"what they do, {first.replica.in_config(ROLE)}"
+    )
+    where = f"engine/{among(one.replica.name for one in found)}"
+    yield Finding("role_unknown", "warning", where, window.start_ns, window.end_ns, message)
 
 
 def _shared(replicas: list[Replica], behind: Behind, caches: Mapping[int, Total]) -> list[_Shared]:

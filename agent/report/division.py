@@ -61,6 +61,8 @@ def copies_of(parted: Parted | None, loading: Loading, *, external_tokens: int, 
         return NO_COPIES
     if parted is None or loading == "unknown" or not is_told or (external_tokens and not parted.loads):
         return None
+    if parted.loads is None or parted.stores is None:
+        return None
     return Copies(round(parted.loads * 1e9), round(parted.stores * 1e9))
 
 

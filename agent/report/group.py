@@ -54,7 +54,7 @@ def group_json(by: dict[str, str | None], sums: Sums, covariances: Covariances) 
         "calibrations": sorted({"not stored" if isinstance(one, str) else str(one) for one in sums.calibrations}),
         **_money(sums, tokens, tiers, shares, covariances),
         "basis": {
-            "tokens": "MODELLED" if tokens.derived else "MEASURED",
+            "tokens": "MODELLED" if tokens.derived or tokens.by_lookups else "MEASURED",
             "tiers": "MODELLED" if sums.estimated_tokens else "MEASURED" if any(sums.tiers.values()) else None,
             "states": modelled,
             "cost": None if not sums.is_priced else basis,

@@ -45,7 +45,7 @@ class Sums:
 
     amounts     nano-units by (resource, state, id of the rate); `rates` has the rates by that id
     tiers       tokens of the outer tiers, where they are told apart: by the engine, or, so many of them as
-                `estimated_tokens` says, by the lookups of the cache behind it
+                `estimated_tokens` says, by its lookups or those of the cache behind it
     laws        what divided occupied time: "step law", "two costs", "pool" where an engine only does one of the two,
                 None for time that nothing divides
     is_shared   some of its GPUs are other engines' too: what each is charged of them is worked out

@@ -10,6 +10,7 @@
     worth        engine-seconds that reuse avoided, by the law
     mfu          how much attention there was, from the engine's own FLOP counter
     logged       a log of requests beside the counters
+    laying       the same laid between the scrapes, by the counts alone
     explained    one figure taken apart, request by request
     forwards     the law run forwards, for the model
     alone        what single requests took, for the model

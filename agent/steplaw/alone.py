@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-ONE_TOKEN = 0.5
-
 
 class Alone(NamedTuple):
     """One request.

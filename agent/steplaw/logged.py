@@ -28,16 +28,22 @@ LEAST_COMPUTED = 512  # tokens: of a shorter prefill, the time to first token te
 
 
 def logged_of(requests: Iterable[Request]) -> Logged:
-    """The requests whose reuse is told; one without a time to first token stands where it was sent."""
+    """The requests whose reuse is told; one without a time to first token stands where it was sent.
+
+    On the log's clock, and in its own order where two have the same time: `laid` makes of it what an engine counted.
+    """
     rows = sorted(
         (
-            one.at_seconds + (one.ttft_seconds or 0.0),
-            one.prompt_tokens,
-            one.cached_tokens,
-            float("nan") if one.outer_tokens is None else one.outer_tokens,
-        )
-        for one in requests
-        if one.cached_tokens is not None
+            (
+                one.at_seconds + (one.ttft_seconds or 0.0),
+                one.prompt_tokens,
+                one.cached_tokens,
+                math.nan if one.outer_tokens is None else one.outer_tokens,
+            )
+            for one in requests
+            if one.cached_tokens is not None
+        ),
+        key=lambda row: row[0],
     )
     first_token, prompt, reused, outer = np.array(rows, dtype=np.float64).reshape(-1, 4).T
     return Logged(first_token, prompt, reused, outer)

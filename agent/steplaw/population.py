@@ -23,7 +23,6 @@ COUPLINGS: tuple[Coupling, ...] = ("together", "mixed", "apart")
 MOST_POINTS = 64  # that stand for the requests of one piece
 BISECTIONS = 48
 LEAST_LOGGED = 0.9  # of the requests that the engine counted, for a log to stand for them
-NEARBY = 10  # scrapes on either side, over which a log is laid beside the engine's counts
 _SHIFT = 6.0  # of the log exponent that tilts points inside their buckets
 
 
@@ -131,9 +130,10 @@ def _logged(series: Series, log: Logged, starts: Index, ends: Index, kept: Index
     """The requests of a log, weighted to the counts; None where it lacks more than a tenth of them.
 
     Pieces may overlap: a request is in each in which its first token came. Where the log does not tell HBM from the
-    outer tiers, every request gets its piece's shares.
+    outer tiers, every request gets its piece's shares; reuse that a piece counted no hit for, those of all pieces.
     """
-    place = _places(series, log.first_token - series.epoch_ns / 1e9)
+    # laid on the engine's clock, every request inside the span that counted it
+    place = np.searchsorted(log.first_token - series.epoch_ns / 1e9, series.at, "right")
     points = points_of(place[ends] - place[starts])
     piece, inside = points.piece, place[starts][points.piece] + points.rank
     begun = np.round(series.over("first_tokens", starts, ends))
@@ -142,26 +142,16 @@ def _logged(series: Series, log: Logged, starts: Index, ends: Index, kept: Index
     # pieces of a log that lacks a few requests may lack different ones: the weight is common to all
     weight = np.full(len(piece), begun.sum() / max(len(piece), 1))
     hbm, outer = series.over("hbm_tokens", starts, ends), series.over("external_tokens", starts, ends)
+    total = float((hbm + outer).sum())
     prompt = log.prompt[inside]
-    reused = _summing(np.minimum(log.reused[inside], prompt - 1), weight, float((hbm + outer).sum()), prompt - 1)
-    share = np.divide(hbm, hbm + outer, out=np.zeros(len(starts)), where=hbm + outer > 0)[piece]
+    reused = _summing(np.minimum(log.reused[inside], prompt - 1), weight, total, prompt - 1)
+    if not outer.sum():
+        return Population(kept[piece], weight, prompt, reused, reused)
+    overall = np.full(len(starts), float(hbm.sum()) / total)
+    share = np.divide(hbm, hbm + outer, out=overall, where=hbm + outer > 0)[piece]
     loaded = log.outer[inside]
     from_hbm = np.where(np.isnan(loaded), reused * share, np.clip(log.reused[inside] - loaded, 0.0, reused))
     return Population(kept[piece], weight, prompt, reused, _summing(from_hbm, weight, float(hbm.sum()), reused))
-
-
-def _places(series: Series, at: Array) -> Index:
-    """How many of a log's requests had their first token by each scrape.
-
-    Two clocks, and the way to the client, move requests across a scrape: the engine's own count decides, and the log's
-    times tell only how far the two counts are apart around it.
-    """
-    counted = series.totals["first_tokens"]
-    apart = np.pad(np.searchsorted(at, series.at, "right") - counted, NEARBY, mode="edge")
-    steady = np.median(np.lib.stride_tricks.sliding_window_view(apart, 2 * NEARBY + 1), axis=1)
-    place = np.maximum.accumulate(np.clip(np.round(counted + steady), 0, len(at)))
-    result: Index = place.astype(np.intp)
-    return result
 
 
 def _summing(values: Array, weight: Array, total: float, most: Array) -> Array:

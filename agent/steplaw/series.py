@@ -40,8 +40,12 @@ FINISHED_PROMPT = "finished_prompt_tokens"
 MFU = ("estimated_gflop", "estimated_read_bytes")
 # external tokens by the tier that they came from, counted when a request is admitted (vLLM >= 0.32)
 ADMITTED = ("admitted_host_tokens", "admitted_disk_tokens", "admitted_p2p_tokens", "admitted_unspecified_tokens")
+# connectors that hand KV from one engine to another, so that nothing is stored
+HANDING_ON = frozenset({"NixlConnector", "P2pNcclConnector", "MooncakeConnector", "MoRIIOConnector"})
 QUIET = 0.5  # requests running and waiting: fewer than one
 _TOGETHER_NS = 1_000_000  # pages of one tick
+# around a report of a cache, for which it tells: LMCache's come 10 s late, and some series begin with their first use
+_TELLING_SECONDS = 60.0
 AT_REST = 0.6  # share of the next sample in which the GPUs work; the gauges are stale during a chunk without output
 
 
@@ -81,6 +85,8 @@ class Series(NamedTuple):
     worked      cumulative seconds of work, `worked_known` where the interval's own is measured
     tensor      cumulative tensor-pipe seconds, and the same times the clock in MHz
     loads, stores   cumulative seconds of the outer tiers, spread over the work since their last report
+    loads_told, stores_told   k flags: an outer tier tells of the interval that ends here
+    is_storing  an outer tier is there that may store what is computed
     resting     k shares of work right after the scrape
     logged      requests of a log, where there is one: exact pairs instead of histograms
     hits        of the cache that found the most, None where none tells DRAM from storage
@@ -103,6 +109,9 @@ class Series(NamedTuple):
     resting: Array
     missing: tuple[str, ...]
     is_starving_told: bool
+    loads_told: Flags
+    stores_told: Flags
+    is_storing: bool
     logged: Logged | None = None
     hits: Hits | None = None
 
@@ -151,8 +160,9 @@ def series_of(observed: Observed, epoch_ns: int | None = None) -> Series:
     worked, worked_known = _evidence(observed.worked, rows, points)
     tensor, _ = _evidence(observed.tensor, rows, points)
     clocked, _ = _evidence(observed.clocked, rows, points)
-    loads = _cache_seconds(observed.caches, np.array(ends), totals["external_tokens"], lambda one: one.load_ns)
-    stores = _cache_seconds(observed.caches, np.array(ends), totals["computed_tokens"], lambda one: one.store_ns)
+    caches, instants = observed.caches, np.array(ends)
+    connectors = {replica.connector for replica in observed.replicas.values()} - {""}
+    has_outer = any(caches.values()) or totals["external_tokens"][-1] > 0
     sound = np.array(whole) & known
     return Series(
         epoch,
@@ -167,13 +177,40 @@ def series_of(observed: Observed, epoch_ns: int | None = None) -> Series:
         worked_known,
         tensor,
         clocked,
-        loads,
-        stores,
+        _cache_seconds(caches, instants, totals["external_tokens"], _load_ns),
+        _cache_seconds(caches, instants, totals["computed_tokens"], _store_ns),
         _resting(observed.worked, ends),
         missing,
         any(one.row.value("waiting_for_capacity") is not None for one in rows),
-        hits=_hits(observed.caches, np.array(ends)),
+        _told(caches, instants, _load_ns),
+        _told(caches, instants, _store_ns),
+        bool(connectors - HANDING_ON) if connectors else has_outer,
+        hits=_hits(caches, instants),
     )
+
+
+def _load_ns(span: CacheSpan) -> int | None:
+    return span.load_ns
+
+
+def _store_ns(span: CacheSpan) -> int | None:
+    return span.store_ns
+
+
+def _told(
+    caches: Mapping[str, Sequence[CacheSpan]],
+    ends: NDArray[np.int64],
+    seconds_ns: Callable[[CacheSpan], int | None],
+) -> Flags:
+    """Whether a cache tells what it took in the intervals that end at the points."""
+    told = [span for spans in caches.values() for span in spans if seconds_ns(span) is not None]
+    margin_ns = round(_TELLING_SECONDS * 1e9)
+    # more have begun than are over
+    starts = np.sort(np.array([span.start_ns - margin_ns for span in told], dtype=np.int64))
+    over = np.sort(np.array([span.end_ns + margin_ns for span in told], dtype=np.int64))
+    begun, ended = np.searchsorted(starts, ends, "left"), np.searchsorted(over, ends - _TOGETHER_NS, "right")
+    result: Flags = begun > ended
+    return result
 
 
 def _totals(rows: Sequence[ObservedRow], points: Index) -> tuple[dict[str, Array], tuple[str, ...], Flags]:
@@ -224,7 +261,10 @@ def _gauge(rows: Sequence[ObservedRow], points: Index, name: str) -> Array:
             values.append(float(rows[number].row.value(name) or 0))
         else:
             following = rows[points[at + 1]].row if at + 1 < len(points) else rows[0].row
-            values.append(float(name == "running_requests" and bool(following.flags & BUSY_AT_START)))
+            if name == "waiting_for_capacity":  # nobody saw who waited there: as at the interval's end
+                values.append(float(following.value(name) or 0))
+            else:
+                values.append(float(name == "running_requests" and bool(following.flags & BUSY_AT_START)))
     return np.array(values)
 
 

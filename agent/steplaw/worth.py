@@ -8,6 +8,7 @@ import numpy as np
 
 from kvtally.agent.calibration import PARAMETERS
 from kvtally.agent.lookup_tiers import LEAST_SECONDS, TierTokens, estimated
+from kvtally.agent.steplaw.capacity import bound_of, short_of_capacity, spread
 from kvtally.agent.steplaw.chunks import budget_of, chunked, clock_of
 from kvtally.agent.steplaw.law import GAP, Steps, prefill_seconds, working_seconds
 from kvtally.agent.steplaw.mfu import coupling_share
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from kvtally.agent.steplaw.windows import Described, Windows
 
     Array = NDArray[np.float64]
+    Flags = NDArray[np.bool_]
     Index = NDArray[np.intp]
 
 DERIVATIVE_STEP = 0.03  # of a logarithm
@@ -36,6 +38,7 @@ MIXED = COUPLINGS.index("mixed")
 KNOWN_COUPLING = 0.25  # of the couplings' range that stays open where MFU counters tell the attention work
 OUTER = ("dram", "disk", "p2p")
 A_TOKEN = 0.5  # what is less of one is rounding
+UNTOLD_SHARE = 0.05  # of the tokens, whose loading or storing no clock may have timed
 _ADMITTED = {"dram": "admitted_host_tokens", "disk": "admitted_disk_tokens", "p2p": "admitted_p2p_tokens"}
 
 
@@ -120,7 +123,8 @@ def worth(machine: Machine, series: Series, start: int, end: int, calibration: C
     by = [_derivative(load, people, law, place) for place in range(len(PARAMETERS))]
     faster = _parts(load, people, law._replace(clock=law.clock * (1 + CLOCK_STEP), faster=1 + CLOCK_STEP))
     tiers = _tiers(load, people, law, counted)
-    starved = _starved_share(series, windows)
+    short = short_of_capacity(series, start, end)
+    bound = bound_of(short, spread(series, windows.start, windows.end, _by_window(load, people, law), (start, end)))
     return counted._replace(
         avoided=_three(one.avoided for one in couplings),
         outer=_three(one.outer for one in couplings),
@@ -133,9 +137,11 @@ def worth(machine: Machine, series: Series, start: int, end: int, calibration: C
             for name in ("avoided", "outer", "full")
         ),
         **tiers,
-        bound=float((_by_window(load, people, law) * starved).sum()),
-        bound_loads=float((load.told.loads * starved).sum()),
-        bound_stores=float((load.told.stores * starved).sum()),
+        bound=bound.point,
+        bound_loads=bound_of(short, np.diff(series.loads[start : end + 1])).point,
+        bound_stores=bound_of(short, np.diff(series.stores[start : end + 1])).point,
+        bound_variance=bound.variance,
+        bound_missed=bound.missed,
         prefill=middle.prefill,
         decode=middle.decode,
         prefill_by=tuple(one.prefill[1] for one in by),
@@ -158,7 +164,7 @@ def _counted(series: Series, start: int, end: int) -> Worth:
         return float(series.over(name, a, b)[0]) if name in series.totals else 0.0
 
     lengths = np.diff(series.at[start : end + 1])
-    starved = series.starved[start + 1 : end + 1] > 0
+    starved = bound_of(short_of_capacity(series, start, end), lengths).point if series.is_starving_told else None
     known = bool(series.worked_known[start + 1 : end + 1].all())
     outer = over("external_tokens")
     admitted = {tier: over(name) for tier, name in _ADMITTED.items()}
@@ -167,8 +173,8 @@ def _counted(series: Series, start: int, end: int) -> Worth:
     shares = {tier: outer * tokens / total if total else 0.0 for tier, tokens in admitted.items()}
     found = _looked_up(series, start, end, outer - sum(shares.values()))
     return NOTHING._replace(
-        loads=float(series.loads[end] - series.loads[start]),
-        stores=float(series.stores[end] - series.stores[start]),
+        loads=_timed(series.loads, series.loads_told, series.totals["external_tokens"], start, end),
+        stores=_timed(series.stores, series.stores_told, _stored(series), start, end),
         requests=over("first_tokens"),
         steps=over("steps"),
         preemptions=over("preemptions"),
@@ -180,9 +186,23 @@ def _counted(series: Series, start: int, end: int) -> Worth:
         computed_tokens=over("computed_tokens"),
         worked_seconds=float(series.worked[end] - series.worked[start]) if known else None,
         seconds=float(lengths.sum()),
-        starved_seconds=float(lengths[starved].sum()) if series.is_starving_told else None,
+        starved_seconds=starved,
         estimated_tokens=found.dram + found.disk,
     )
+
+
+def _stored(series: Series) -> Array:
+    """Tokens that a connector may store, up to each scrape: the computed ones, none where there is no connector."""
+    computed = series.totals["computed_tokens"]
+    return computed if series.is_storing else np.zeros(len(computed))
+
+
+def _timed(seconds: Array, told: Flags, tokens: Array, start: int, end: int) -> float | None:
+    """Seconds of moving tokens between two scrapes; None where no clock tells of some of the tokens."""
+    moved = np.diff(tokens[start : end + 1])
+    if float(moved[~told[start + 1 : end + 1]].sum()) > UNTOLD_SHARE * float(moved.sum()):
+        return None
+    return float(seconds[end] - seconds[start])
 
 
 def _looked_up(series: Series, start: int, end: int, unnamed: float) -> TierTokens:
@@ -261,14 +281,6 @@ def _tiers(load: Load, people: Population, law: Law, counted: Worth) -> dict[str
         after = marginal(load, people, law, people.reused_hbm + loaded * behind)
         seconds[tier] = float((before - after).sum())
     return seconds
-
-
-def _starved_share(series: Series, windows: Windows) -> Array:
-    """Share of each window's time in which requests waited for capacity."""
-    lengths = np.diff(series.at, prepend=series.at[0])
-    total = np.cumsum(lengths * (series.starved > 0))
-    result: Array = (total[windows.end] - total[windows.start]) / series.seconds(windows.start, windows.end)
-    return result
 
 
 def _parted(load: Load, people: Population, law: Law) -> tuple[Three, float]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from tests.present import present
 
 from kvtally.agent.calibrating import learned
 from kvtally.agent.kin import kin_of
@@ -180,7 +181,7 @@ def phases_of(arm: Arm, law: Calibration, truth: float) -> None:
         _say(f"    {words}: {value:.1f} ({value / truth - 1:+.0%})")
     outer = figure(arm, law, span).tiers.get("external")
     if outer is not None:
-        low, point, high = outer.net
+        low, point, high = present(outer.net)
         _say(f"    external tier: avoided {outer.avoided.point:.2f}, net {point:.2f} [{low:.2f}, {high:.2f}]")
 
 
@@ -231,8 +232,8 @@ def main(folder: Path) -> None:
 
 
 def _line(words: str, told: Seconds, truth: float, reused: float | None = None) -> None:
-    low, point, high = told.net
-    inside = "inside" if told.net.holds(truth) else "OUTSIDE"
+    low, point, high = present(told.net)
+    inside = "inside" if present(told.net).holds(truth) else "OUTSIDE"
     tokens = "" if reused is None else f", {reused:,.0f} reused tokens"
     figures = f"{point:6.2f} [{low:.2f}, {high:.2f}] of {truth:.2f}: {point / truth - 1:+.1%}"
     _say(f"  {words:34} {figures}, truth {inside}, {told.status}{tokens}")

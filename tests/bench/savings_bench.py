@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from kvtally.agent.calibrating import Extra
+from kvtally.agent.kin import kin_of
 from kvtally.agent.ledger.append import LedgerWriter
 from kvtally.agent.ledger.place import connect
 from kvtally.agent.ledger.read import LedgerReader
@@ -17,6 +18,7 @@ from kvtally.agent.replay import Replay
 from kvtally.agent.request_log import read_requests
 from kvtally.agent.savings import EXACTLY_NOTHING, parts_of, seconds_of
 from kvtally.agent.steplaw.evidence import Probe
+from kvtally.agent.steplaw.laying import laid
 from kvtally.agent.steplaw.logged import logged_of
 from kvtally.agent.valuing import Laws, values_of
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kvtally.agent.savings import Seconds
-    from kvtally.agent.steplaw.series import Logged
+    from kvtally.agent.steplaw.series import Logged, Series
 
     Range = tuple[float, float, float]
 
@@ -57,8 +59,9 @@ def valued(folder: Path, rung: str) -> Seconds | None:
             Replay(open_recording(folder), writer).run()
         with LedgerReader(url) as reader, reader.snapshot():
             targets = reader.targets()
-            names = {target.name for target in targets.values() if target.kind == "engine"}
-            extra = dict.fromkeys(names, _extra(folder, rung))
+            kinds = kin_of(reader, (0, FOREVER_NS), targets)
+            subjects = [subject for kin in kinds for subject in kin.subjects]
+            extra = {one.name: _extra(folder, rung, one.series) for one in subjects}
             values = values_of(reader, (0, FOREVER_NS), targets, Laws(reader, targets, extra=extra))
     known = [
         (one.calibration, one.loading, one.worth)
@@ -71,12 +74,12 @@ def valued(folder: Path, rung: str) -> Seconds | None:
     return seconds_of(parts, sum(part.worth.seconds for part in parts))
 
 
-def _extra(folder: Path, rung: str) -> Extra:
+def _extra(folder: Path, rung: str, series: Series) -> Extra:
     log, probes = folder / "requests.jsonl", folder / "probes.jsonl"
     logged: Logged | None = None
     if "M2" in rung and log.exists():
         with log.open("rb") as lines:
-            logged = logged_of(read_requests(lines, "jsonl").requests)
+            logged = laid(logged_of(read_requests(lines, "jsonl").requests), [series]).log
     facts: tuple[Probe, ...] = ()
     if "M4" in rung and probes.exists():
         told = [json.loads(line) for line in probes.read_text(encoding="utf-8").splitlines()]
