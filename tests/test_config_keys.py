@@ -22,6 +22,7 @@ def sample(key: config_keys.Key) -> str:
     """A text that the key's type takes."""
     named = {
         "scrape.restrict": "never",
+        "gpu.unheld": "others",
         "export.windows": "30d",
         "export.prometheus.listen": "[::1]:9478",
         "engine[].role": "prefill",
