@@ -12,7 +12,7 @@ from kvtally.agent.interval import IDENTITY_BROKEN, IDENTITY_OK
 from kvtally.agent.ledger import audit_queries as ask
 from kvtally.agent.ledger.columns import HOUR_NS, KINDS
 from kvtally.agent.ledger.packing import unpacked
-from kvtally.agent.rates import FOREVER_NS
+from kvtally.agent.price import FOREVER_NS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,7 +10,8 @@ from kvtally.agent.finding import Finding, utc_text
 from kvtally.agent.ledger import audit_queries as ask
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.read import replica_of
-from kvtally.agent.rates import FOREVER_NS, UNITS, PriceGap, energy_cost_nano
+from kvtally.agent.price import FOREVER_NS, UNITS
+from kvtally.agent.rates import PriceGap, energy_cost_nano
 from kvtally.agent.sharing import GPU_SHARED
 from kvtally.agent.states import STATES
 

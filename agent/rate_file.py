@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
-from kvtally.agent.rates import (
+from kvtally.agent.price import (
     PACKAGED,
     UNITS,
     Basis,

@@ -10,13 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.price import (
     DAY_NS,
-    DEFAULT_PUE,
     FOREVER_NS,
     HOUR_NS,
-    NANO,
-    PACKAGED,
     UNITS,
-    Basis,
     Rate,
     RateError,
     Resource,
@@ -24,47 +20,10 @@ from kvtally.agent.price import (
     checked,
     instant_text,
     is_used_up,
-    nano_to_text,
-    owned_hourly_nano,
-    parse_decimal,
-    parse_price,
-    parse_unit,
-    rate_text,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-__all__ = [
-    "DEFAULT_PUE",
-    "FOREVER_NS",
-    "HOUR_NS",
-    "NANO",
-    "PACKAGED",
-    "UNITS",
-    "Basis",
-    "ChargePart",
-    "PriceGap",
-    "Rate",
-    "RateBook",
-    "RateError",
-    "Resource",
-    "Stretch",
-    "Term",
-    "Used",
-    "charge_nano",
-    "checked",
-    "energy_cost_nano",
-    "instant_text",
-    "is_used_up",
-    "nano_to_text",
-    "owned_hourly_nano",
-    "parse_decimal",
-    "parse_price",
-    "parse_unit",
-    "rate_text",
-    "unused_commitment_nano",
-]
 
 _MILLIJOULES_PER_KWH = 3_600_000_000
 _TIMELINES_KEPT = 4096

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from kvtally.agent.costing import CPU_HOST, GPU_HOST, apportioned, law_of, replica_facts, time_of, working_ns
 from kvtally.agent.facts import WORK, EngineRow, Evidence, Facts, Replica
 from kvtally.agent.interval import ASLEEP_AT_END, ASLEEP_AT_START, BORN, BUSY_AT_END, BUSY_AT_START, RESET
-from kvtally.agent.rates import HOUR_NS, NANO, Rate, RateBook, charge_nano
+from kvtally.agent.price import HOUR_NS, NANO, Rate
+from kvtally.agent.rates import RateBook, charge_nano
 from kvtally.agent.states import STATES, EngineTime
 from kvtally.agent.timeline import Span, Timeline
 from kvtally.collectors.quantities import ENGINE
 
 if TYPE_CHECKING:
-    from kvtally.agent.rates import Resource
+    from kvtally.agent.price import Resource
     from kvtally.agent.states import State
 
 SECOND = NANO

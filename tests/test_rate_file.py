@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from kvtally.agent.price import NANO, Rate, RateError
 from kvtally.agent.rate_file import instant_ns, owned_example, packaged_rates, read_rates
-from kvtally.agent.rates import NANO, Rate, RateBook, RateError, charge_nano
+from kvtally.agent.rates import RateBook, charge_nano
 
 NEW_YEAR_NS = 1_767_225_600 * NANO  # 2026-01-01T00:00:00Z
 RECORDED_NS = 1_795_409_235 * NANO  # 2026-11-23, when the shipped recordings were made

@@ -10,28 +10,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtally.agent.rates import (
+from kvtally.agent.price import (
     FOREVER_NS,
     HOUR_NS,
     NANO,
     UNITS,
-    ChargePart,
-    PriceGap,
     Rate,
-    RateBook,
     RateError,
     Resource,
-    Stretch,
-    Used,
-    charge_nano,
     checked,
-    energy_cost_nano,
     instant_text,
     nano_to_text,
     owned_hourly_nano,
     parse_price,
     parse_unit,
     rate_text,
+)
+from kvtally.agent.rates import (
+    ChargePart,
+    PriceGap,
+    RateBook,
+    Stretch,
+    Used,
+    charge_nano,
+    energy_cost_nano,
     unused_commitment_nano,
 )
 

@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 
 from kvtally.agent.facts import Facts, GpuPresence
-from kvtally.agent.rates import HOUR_NS, NANO, Rate, RateBook
+from kvtally.agent.price import HOUR_NS, NANO, Rate
+from kvtally.agent.rates import RateBook
 from kvtally.agent.unheld import joined, unheld_facts
 
 H100 = "NVIDIA H100 80GB HBM3"
