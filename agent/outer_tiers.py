@@ -11,6 +11,7 @@ from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.lookups import Admitted, Found, admitted_in_hours, found_in_hours, found_in_span
 from kvtally.agent.ledger.observed import cache_targets
 from kvtally.agent.lookup_tiers import BY_LOOKUPS, LEAST_SECONDS, TierTokens, estimated
+from kvtally.agent.worth import A_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 _WATCHED = 0.95  # of a replica's time, for which its cache must have been read
 _STILL_NS = 60_000_000_000  # the newest time in which a cache moved nothing may not be in the ledger yet
-_A_TOKEN = 0.5  # what is less of one is rounding
 TOO_SHORT = f"the window is shorter than {LEAST_SECONDS:.0f} s"
 
 
@@ -134,7 +134,7 @@ def _looked_up(
 ) -> dict[Place, OuterTiers]:
     """What the lookups of caches tell of that which the engines do not name, in the replica-hours that are asked."""
     rest = {place: _external(loads[place]) - sum(_tiers(named, place)) for place in asked}
-    rest = {place: tokens for place, tokens in rest.items() if tokens >= _A_TOKEN}
+    rest = {place: tokens for place, tokens in rest.items() if tokens >= A_TOKEN}
     if not any(behind.of(_name(loads[place])) for place in rest):
         return {}
     told = found_in_hours(reader, part.hours) if part.hours else found_in_span(reader, *part.window)

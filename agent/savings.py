@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from kvtally.agent.calibration import PARAMETERS
 from kvtally.agent.facts import CONNECTOR
-from kvtally.agent.worth import Worth, added
+from kvtally.agent.words import TIERS
+from kvtally.agent.worth import A_TOKEN, Worth, added
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "lower_bound", "not_proven", "insufficient_data", "unreconciled"]
 Loading = Literal["synchronous", "asynchronous", "unknown"]
-TIERS = ("hbm", "dram", "disk", "p2p", "external")
 
 Z90 = 1.645
 # what the law's form gets wrong beyond its parameters. ASSUMED: 7 of 8 intervals hold with it on real H100 runs
@@ -450,7 +450,7 @@ def _tiers(
     tiers = {"hbm": _tier(total.hbm_tokens, hbm, hbm, status, occupied_seconds, preempted=preempted)}
     tokens = {name: getattr(total, f"{name}_tokens") for name in ("dram", "disk", "p2p")}
     rest = total.external_tokens - sum(tokens.values())
-    tokens["external"] = rest if rest >= 0.5 else 0.0  # noqa: PLR2004  # a token
+    tokens["external"] = rest if rest >= A_TOKEN else 0.0
     named = {"dram": total.dram, "disk": total.disk, "p2p": total.p2p}
     works = total.external_tokens or total.loads != 0 or total.stores != 0
     served = sum(tokens.values())

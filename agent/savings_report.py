@@ -27,6 +27,8 @@ from kvtally.agent.savings_money import (
     weight_of,
 )
 from kvtally.agent.valuing import HANDED, TRANSFERRED, Laws, Valued, values_of
+from kvtally.agent.words import RUNGS
+from kvtally.agent.worth import A_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,9 +45,6 @@ if TYPE_CHECKING:
 VERSION = "1"
 # of the reused tokens: what may lie in hours without a figure before the group has none
 UNKNOWN_SHARE = 0.05
-A_TOKEN = 0.5  # what is less of one is rounding
-# worst first: of several calibrations the report names the one with the least behind it
-RUNGS = ("M0", "M1", "M2", "M3", "M4", "M5")
 
 
 class Group(NamedTuple):

@@ -10,6 +10,7 @@ from kvtally.agent.costing import apportioned
 from kvtally.agent.identity import BY_SOURCE_SINCE, version_of
 from kvtally.agent.lookup_tiers import BY_LOOKUPS
 from kvtally.agent.price import nano_to_text
+from kvtally.agent.words import OUTER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 _NAMES = ("prompt_tokens", "computed_tokens", "hbm_tokens", "external_tokens", "generated_tokens")
 Units = tuple[str | None, str | None, str | None]  # low, point, high
-OUTER = ("dram", "disk", "p2p", "external")  # tiers beyond HBM; external: those that nobody tells apart
 
 
 class Tokens(NamedTuple):

@@ -13,6 +13,8 @@ from kvtally.agent.calibration import PARAMETERS
 Three = tuple[float, float, float]
 ZEROS: Three = (0.0, 0.0, 0.0)
 
+A_TOKEN = 0.5  # what is less of one is rounding
+
 
 class Worth(NamedTuple):
     """Engine-seconds and counts of one replica in a span.

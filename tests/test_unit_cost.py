@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from kvtally.agent.facts import WORK, Facts, Replica
 from kvtally.agent.unit_cost import (
-    OUTER,
     Bounds,
     Shares,
     Spent,
@@ -18,6 +17,7 @@ from kvtally.agent.unit_cost import (
     holding_of,
     unit_costs,
 )
+from kvtally.agent.words import OUTER
 
 REPLICA = Replica(1, "a/0", "m", "0.25.1", ("GPU-a",), "", "on-demand", "", {})
 SECOND = 10**9

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvtally.agent.words import RUNGS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kvtally.agent.calibration import Calibration
 
 BYTES_MAX = 16 << 20
-RUNGS = ("M0", "M1", "M2", "M3", "M4", "M5")
 _TEXTS = ("model", "architecture", "weight_dtype", "kv_dtype", "sku", "version", "sizes")
 _KINDS = {**dict.fromkeys(_TEXTS, (str, "text")), "is_eager": (bool, "boolean")}
 _COUNTS = ("gpus", "token_budget")

@@ -6,13 +6,12 @@ import csv
 import io
 from typing import TYPE_CHECKING, Any
 
+from kvtally.agent.words import OVERHEADS, PARTS, RESOURCES, TIERS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _INTERVAL = ("low", "point", "high")
-_TIERS = ("hbm", "dram", "disk", "p2p", "external")
-_PARTS = ("prefill", "decode", "stall", "store")
-_OVERHEADS = ("idle", "asleep", "warm_up", "unallocated")
 
 
 def _under(prefix: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -32,29 +31,28 @@ _ESTIMATES = ("input_computed", "input", "output")
 _UNIT_COSTS = (
     "total",
     "input_computed",
-    *_under("input_cached", _TIERS),
+    *_under("input_cached", TIERS),
     "input",
     "output",
-    *_under("intervals", _bounds_of((*_ESTIMATES, *_under("input_cached", _TIERS[1:])))),
+    *_under("intervals", _bounds_of((*_ESTIMATES, *_under("input_cached", TIERS[1:])))),
 )
-_RESOURCES = ("gpu", "server", "energy", "dram", "storage", "network", "platform", "unused_commitment")
 # of a group of the cost report, in their order, behind the window and what the groups are by
 COST_COLUMNS = (
     "tokens.prompt",
     "tokens.computed",
-    *_under("tokens.cached", _TIERS),
+    *_under("tokens.cached", TIERS),
     "tokens.generated",
-    *_under("engine_seconds", (*_PARTS, *_OVERHEADS, "occupied")),
-    *_under("engine_seconds_intervals", _bounds_of(_PARTS)),
+    *_under("engine_seconds", (*PARTS, *OVERHEADS, "occupied")),
+    *_under("engine_seconds_intervals", _bounds_of(PARTS)),
     *_intervals_of("prefill_share"),
     "split_law",
     "split_scale",
     "calibrations",
     "cost.total",
-    *_under("cost", _RESOURCES),
-    *_under("cost.of_which", _OVERHEADS),
+    *_under("cost", RESOURCES),
+    *_under("cost.of_which", OVERHEADS),
     "cost.attributed.input_computed",
-    *_under("cost.attributed.input_cached", _TIERS),
+    *_under("cost.attributed.input_cached", TIERS),
     *_under("cost.attributed", ("orphan_holding", "orphan_copies", "output")),
     "orphan_holding",
     *_under("cost_per_million.fully_loaded", _UNIT_COSTS),
@@ -79,11 +77,11 @@ _OF_A_TIER = (
 SAVINGS_COLUMNS = (
     "status",
     "reasons",
-    *_under("reused_tokens", _TIERS),
+    *_under("reused_tokens", TIERS),
     *_intervals_of(
         "avoided_engine_seconds", "reuse_engine_seconds.stall", "reuse_engine_seconds.store", "net_engine_seconds"
     ),
-    *(column for tier in _TIERS for column in _under(f"tiers.{tier}", _OF_A_TIER)),
+    *(column for tier in TIERS for column in _under(f"tiers.{tier}", _OF_A_TIER)),
     *_intervals_of("gross"),
     *_under("reuse_cost", ("stall", "store")),
     "holding",

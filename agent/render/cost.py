@@ -10,14 +10,10 @@ from rich.text import Text
 from kvtally.agent.render.answer import label, name_of, say_findings, tiers_line
 from kvtally.agent.render.numbers import UNKNOWN, amount, between, count, seconds, share
 from kvtally.agent.render.screen import Screen, Sheet, printable
+from kvtally.agent.words import OVERHEADS, PARTS, TIERS, TOLD_APART
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_TIERS = ("hbm", "dram", "disk", "p2p", "external")
-_TOLD_APART = ("dram", "disk", "p2p")
-_PARTS = ("prefill", "decode", "stall", "store")
-_OVERHEADS = ("idle", "asleep", "warm_up", "unallocated")
 
 
 def cost_table(answer: Mapping[str, Any]) -> None:
@@ -93,7 +89,7 @@ def _unserved(cost: Mapping[str, Any] | None) -> str:
     if not cost:
         return UNKNOWN
     total = Decimal(cost["total"])
-    return share(float(sum(Decimal(cost["of_which"][state]) for state in _OVERHEADS)), float(total))
+    return share(float(sum(Decimal(cost["of_which"][state]) for state in OVERHEADS)), float(total))
 
 
 def _detail(screen: Screen, group: Mapping[str, Any], currency: str) -> None:
@@ -138,10 +134,10 @@ def _tokens(group: Mapping[str, Any]) -> Sheet:
     sheet = Sheet("tokens", "count", "of prompt", "basis")
     sheet.add("prompt", count(tokens["prompt"]), "", "MEASURED")
     sheet.add("  computed", count(tokens["computed"]), share(tokens["computed"], tokens["prompt"]), basis)
-    for tier in _TIERS:
+    for tier in TIERS:
         value = tokens["cached"][tier]
         if value:
-            how = tiers_basis or basis if tier in _TOLD_APART else basis
+            how = tiers_basis or basis if tier in TOLD_APART else basis
             sheet.add(f"  reused from {tier}", count(value), share(value, tokens["prompt"]), how)
     sheet.add("generated", count(tokens["generated"]), "", "MEASURED")
     return sheet
@@ -149,7 +145,7 @@ def _tokens(group: Mapping[str, Any]) -> Sheet:
 
 def _time(group: Mapping[str, Any], currency: str) -> Sheet:
     times, cost, basis = group["engine_seconds"], group["cost"], group["basis"]
-    total = sum(times[state] for state in ("occupied", *_OVERHEADS))
+    total = sum(times[state] for state in ("occupied", *OVERHEADS))
     overhead = cost["of_which"] if cost else {}
     occupied = None if not cost else str(Decimal(cost["total"]) - sum(Decimal(each) for each in overhead.values()))
     sheet = Sheet("engine time", "seconds", "90 % interval", "share", "basis", _priced(currency, basis["cost"]))
@@ -158,7 +154,7 @@ def _time(group: Mapping[str, Any], currency: str) -> Sheet:
         sheet.add(name, seconds(value), interval, share(value, total), how, money)
 
     add("occupied", times["occupied"], "", basis["states"], amount(occupied) if cost else "")
-    for part in _PARTS if group["prefill_share"] else ():
+    for part in PARTS if group["prefill_share"] else ():
         bounds = group["engine_seconds_intervals"][part]
         if bounds is None:
             sheet.add(f"  {part}", UNKNOWN, "", "", "unknown", "")
@@ -167,7 +163,7 @@ def _time(group: Mapping[str, Any], currency: str) -> Sheet:
             add(f"  {part}", times[part], interval, "MODELLED", "")
     if times["occupied"] and not group["prefill_share"]:
         sheet.add("  prefill, decode", UNKNOWN, "", "", "unknown", "")
-    for state in _OVERHEADS:
+    for state in OVERHEADS:
         if times[state] or state == "idle":
             money = amount(overhead[state]) if cost else ""
             add(state.replace("_", "-"), times[state], "", basis["states"], money)

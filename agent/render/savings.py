@@ -10,6 +10,7 @@ from rich.text import Text
 from kvtally.agent.render.answer import label, name_of, say_findings, tiers_line
 from kvtally.agent.render.numbers import UNKNOWN, amount, between, count, seconds
 from kvtally.agent.render.screen import Screen, Sheet, printable
+from kvtally.agent.words import TIERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +32,6 @@ RUNGS = {
     "M4": "counters and cold prompts on an idle engine",
     "M5": "counters and a log with times to first token",
 }
-_TIERS = ("hbm", "dram", "disk", "p2p", "external")
 _WORDS = {
     "ok": "ok",
     "lower_bound": "lower bound",
@@ -195,7 +195,7 @@ def _by_tier(group: Mapping[str, Any], currency: str) -> Sheet:
     tokens, tiers = group["reused_tokens"], group["tiers"]
     net = f"net {currency}" if group["gross"] is not None else ""
     sheet = Sheet("tier", "reused tokens", "status", "avoided s", "net s", "90 % interval", net)
-    for name in _TIERS:
+    for name in TIERS:
         tier = tiers.get(name)
         if tier is None and not tokens[name] and name != "hbm":
             continue

@@ -9,11 +9,12 @@ from kvtally.agent.facts import CONNECTOR, VLLM
 from kvtally.agent.grouping import key_of
 from kvtally.agent.report.division import NO_COPIES, alike, by_pool, by_step_law, by_two_costs, copies_of
 from kvtally.agent.report.spread import TWO_COSTS
-from kvtally.agent.report.sums import TOLD_APART, Sums
+from kvtally.agent.report.sums import Sums
 from kvtally.agent.report.told import place_of
 from kvtally.agent.savings import Reason
 from kvtally.agent.savings_money import HOLDING
 from kvtally.agent.split import lent
+from kvtally.agent.words import TOLD_APART
 from kvtally.collectors.registry import title_of
 
 if TYPE_CHECKING:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 from kvtally.agent.commitments import UNUSED
 from kvtally.agent.costing import apportioned
 from kvtally.agent.price import nano_to_text, rate_text
-from kvtally.agent.report.spread import PARTS
-from kvtally.agent.report.sums import OVERHEADS, TOLD_APART
 from kvtally.agent.savings_money import HOLDING
 from kvtally.agent.unit_cost import Attributed, Bounds, Shares, Spent, attributed, holding_of, unit_costs
+from kvtally.agent.words import OVERHEADS, PARTS, RESOURCES, TOLD_APART
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from kvtally.agent.report.spread import Covariances
     from kvtally.agent.report.sums import Sums
     from kvtally.agent.unit_cost import Tokens
-
-RESOURCES = ("gpu", "server", "energy", "dram", "storage", "network", "platform", "unused_commitment")
 
 
 def group_json(by: dict[str, str | None], sums: Sums, covariances: Covariances) -> dict[str, Any]:

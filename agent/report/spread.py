@@ -25,6 +25,7 @@ from kvtally.agent.costing import apportioned
 from kvtally.agent.report.division import NO_COPIES
 from kvtally.agent.savings import DISCREPANCY, LOAD_RANGE, STORE_RANGE, Z90
 from kvtally.agent.unit_cost import Bounds, Shares
+from kvtally.agent.words import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 Covariance = tuple[tuple[float, ...], ...]
 Covariances = Mapping[int | str, Covariance]  # of the logs of the parameters, by law
 
-PARTS = ("prefill", "decode", "stall", "store")
 TWO_COSTS = 0  # stands for a calibration where the law of two costs divides, or where nothing needs to be divided
 _PLACES = 11  # of a price in nano-units per nanosecond: hours at the same price differ in its rounding alone
 LESS_LOADING, MORE_LOADING = 1 - LOAD_RANGE[0], LOAD_RANGE[1] - 1

@@ -9,6 +9,7 @@ from kvtally.agent.report.spread import Spread
 from kvtally.agent.sharing import GPU_SHARED
 from kvtally.agent.states import STATES
 from kvtally.agent.unit_cost import TokenSums
+from kvtally.agent.words import TOLD_APART
 
 if TYPE_CHECKING:
     from kvtally.agent.facts import Facts
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from kvtally.agent.report.division import Division
     from kvtally.agent.savings import Reason
     from kvtally.agent.unit_cost import Tokens
-
-OVERHEADS = ("idle", "asleep", "warm_up", "unallocated")
-TOLD_APART = ("dram", "disk", "p2p")  # outer tiers that an engine may tell apart
 
 
 class Lack(NamedTuple):

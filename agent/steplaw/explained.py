@@ -10,6 +10,7 @@ from kvtally.agent.steplaw.chunks import budget_of
 from kvtally.agent.steplaw.mfu import coupling_share
 from kvtally.agent.steplaw.windows import cut, least_seconds
 from kvtally.agent.steplaw.worth import MIXED, Law, load_of, marginal
+from kvtally.agent.worth import A_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 8
 LEAST_EDGE = 256.0  # tokens: classes are cut at this and its doubles
-NO_TOKEN = 0.5
 
 
 class Requests(NamedTuple):
@@ -130,11 +130,11 @@ def classes(parts: Sequence[Requests]) -> list[RequestClass]:
     reused = np.concatenate([part.reused for part in parts])
     weight, prompt = (np.concatenate([getattr(part, name) for part in parts]) for name in ("weight", "prompt"))
     nothing, actual = (np.concatenate([getattr(part, name) for part in parts]) for name in ("nothing", "actual"))
-    place = np.where(reused < NO_TOKEN, 0, 1 + np.maximum(np.floor(np.log2(np.maximum(reused, 1) / LEAST_EDGE)) + 1, 0))
+    place = np.where(reused < A_TOKEN, 0, 1 + np.maximum(np.floor(np.log2(np.maximum(reused, 1) / LEAST_EDGE)) + 1, 0))
     groups = [np.flatnonzero(place == each) for each in np.unique(place)]
     while len(groups) > MOST_CLASSES:
         # the neighbours that tell least go together, those without reuse with nobody
-        first = 1 if reused[groups[0][0]] < NO_TOKEN else 0
+        first = 1 if reused[groups[0][0]] < A_TOKEN else 0
         told = [float((nothing - actual)[group].sum()) for group in groups]
         least = min(range(first, len(groups) - 1), key=lambda at: told[at] + told[at + 1])
         groups[least : least + 2] = [np.concatenate(groups[least : least + 2])]
@@ -149,10 +149,10 @@ def classes(parts: Sequence[Requests]) -> list[RequestClass]:
 
 def _edges(reused: Array) -> tuple[float, float]:
     """The edges around tokens: none at all, or multiples of LEAST_EDGE by a power of two."""
-    if reused[0] < NO_TOKEN:
-        return 0.0, NO_TOKEN
+    if reused[0] < A_TOKEN:
+        return 0.0, A_TOKEN
     low, high = (float(2.0 ** np.floor(np.log2(end / LEAST_EDGE))) for end in (reused.min(), reused.max()))
-    return (NO_TOKEN if low < 1 else low * LEAST_EDGE), max(2 * high, 1.0) * LEAST_EDGE
+    return (A_TOKEN if low < 1 else low * LEAST_EDGE), max(2 * high, 1.0) * LEAST_EDGE
 
 
 def example(parts: Sequence[Requests], one: RequestClass) -> Example:

@@ -9,6 +9,7 @@ import numpy as np
 from kvtally.agent.calibration import PARAMETERS
 from kvtally.agent.steplaw.windows import cut, least_seconds
 from kvtally.agent.steplaw.worth import CLOCK_STEP, DERIVATIVE_STEP, MIXED, Law, around, load_of, marginal
+from kvtally.agent.worth import A_TOKEN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 SHARES = tuple(step / 20 for step in range(21))
-A_TOKEN = 0.5
 
 
 class Supposed(NamedTuple):

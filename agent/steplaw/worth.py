@@ -14,7 +14,8 @@ from kvtally.agent.steplaw.law import GAP, Steps, prefill_seconds, working_secon
 from kvtally.agent.steplaw.mfu import coupling_share
 from kvtally.agent.steplaw.population import COUPLINGS, agreement, pieces_of, populations
 from kvtally.agent.steplaw.windows import cut, describe, least_seconds
-from kvtally.agent.worth import NOTHING, Three, Worth
+from kvtally.agent.words import TOLD_APART
+from kvtally.agent.worth import A_TOKEN, NOTHING, Three, Worth
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,8 +37,6 @@ DERIVATIVE_STEP = 0.03  # of a logarithm
 CLOCK_STEP = 0.05
 MIXED = COUPLINGS.index("mixed")
 KNOWN_COUPLING = 0.25  # of the couplings' range that stays open where MFU counters tell the attention work
-OUTER = ("dram", "disk", "p2p")
-A_TOKEN = 0.5  # what is less of one is rounding
 UNTOLD_SHARE = 0.05  # of the tokens, whose loading or storing no clock may have timed
 _ADMITTED = {"dram": "admitted_host_tokens", "disk": "admitted_disk_tokens", "p2p": "admitted_p2p_tokens"}
 
@@ -269,11 +268,11 @@ def _tiers(load: Load, people: Population, law: Law, counted: Worth) -> dict[str
     outer = counted.external_tokens
     if not outer:
         return {}
-    shares = {tier: getattr(counted, f"{tier}_tokens") / outer for tier in OUTER}
+    shares = {tier: getattr(counted, f"{tier}_tokens") / outer for tier in TOLD_APART}
     seconds: dict[str, float] = {}
     loaded = people.reused - people.reused_hbm
     behind = 0.0  # share of what is loaded that the tiers before have served
-    for tier in OUTER:
+    for tier in TOLD_APART:
         if not shares[tier]:
             continue
         before = marginal(load, people, law, people.reused_hbm + loaded * behind)

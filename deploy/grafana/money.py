@@ -21,7 +21,8 @@ from deploy.grafana.selectors import (
     whole_cost,
 )
 
-TIERS = ("hbm", "dram", "disk", "p2p", "external")
+from kvtally.agent.words import TIERS
+
 MINUTES = "5m"  # a gauge that moves once a minute needs several of them for a slope
 
 
