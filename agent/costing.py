@@ -65,7 +65,7 @@ class _Piece:
 
 
 def working_ns(row: EngineRow, replica: Replica, evidence: Evidence) -> float | None:
-    """Nanoseconds in which the engine worked: the busiest of its GPUs, else its processes' CPU seconds."""
+    """Nanoseconds in which the engine worked: the busiest of its GPUs, else its workers' CPU seconds."""
     if replica.gpus:
         busy = [
             amount

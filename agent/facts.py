@@ -149,7 +149,7 @@ class Evidence(NamedTuple):
     """What other targets say about the engines' time.
 
     graphics    GPU UUID -> nanoseconds of graphics utilisation over time
-    cpu         engine target name -> CPU nanoseconds of its process tree over time
+    cpu         engine target name -> CPU nanoseconds of its workers, else of its whole process tree, over time
     energy      GPU UUID -> millijoules over time
     present     GPUs that were seen
     """

@@ -52,7 +52,7 @@ class Observed(NamedTuple):
     replicas    its target rows by id: a change of version or GPUs in the span opens another
     rows        in time order, of any of these targets
     worked      nanoseconds of GPM graphics utilisation over time, the busiest GPU at each instant; on an engine without
-                a GPU the CPU nanoseconds of its processes; None where neither is known
+                a GPU the CPU nanoseconds of its workers (Evidence.cpu); None where neither is known
     tensor      nanoseconds of tensor-pipe utilisation over time, and
     clocked     the same times the SM clock in MHz: together they give the clock under load; None without GPM
     source      "graphics" (GPM), "utilization" (utilization.gpu, where no GPM is), "cpu" or "" for none

@@ -14,6 +14,10 @@ READ_LIMIT_BYTES = 4096  # /proc/<pid>/stat and io are a few hundred bytes
 SCANS_EVERY = 10  # collects between two searches for new children; a member that vanishes brings the search forward
 IO_LIMIT = "the same user or CAP_SYS_PTRACE is needed, and in Kubernetes shareProcessNamespace: true"
 IO_FIELDS = ("rchar", "wchar", "read_bytes", "write_bytes")
+# VLLM::Worker_TP0, VLLM::EngineCore_DP1, sglang::scheduler_TP0, ray::RayWorkerWrapper, of which a comm holds 15 bytes.
+# vLLM's API servers, SGLang's tokenizers and detokenizers compute nothing, and a core that has workers waits for them
+# in a loop that takes CPU time: it computes where it has none.
+COMPUTING = (("Worker", "RayWorker", "schedul"), ("Engine",))
 
 
 class Stat(NamedTuple):
@@ -90,26 +94,40 @@ def descendants(root: int, parent_of: Mapping[int, int]) -> list[int]:
     return tree
 
 
+def computing(comms: Sequence[str]) -> tuple[bool | None, ...]:
+    """Which of an engine's processes compute its steps, by their comms; None of each where no title tells."""
+    titles = [comm.partition("::")[2] for comm in comms]
+    each = (tuple(title.startswith(beginnings) for title in titles) for beginnings in COMPUTING)
+    return next((found for found in each if any(found)), (None,) * len(titles))
+
+
 def process_reading(name: str, processes: Sequence[Mapping[str, Any]]) -> Reading:
     """Build the reading of a tree from its processes in recorded form (a line's "processes" in host.jsonl).
 
     A part is a process, told from a later one of the same pid by its start. Resident memory counts a page once for
     every process that shares it.
     """
+    computes = computing([str(process.get("comm", "")) for process in processes])
     parts = {
         f"{process['pid']}:{process.get('start_time', '')}": (
             process.get("cpu_seconds"),
             *(process.get(field) for field in IO_FIELDS),
+            _worker_seconds(process.get("cpu_seconds"), is_worker),
             None,
             None,
         )
-        for process in processes
+        for process, is_worker in zip(processes, computes, strict=True)
     }
     resident = [process.get("resident_bytes") for process in processes]
     known = [memory for memory in resident if memory is not None]
     memory = sum(known) if known and len(known) == len(resident) else None
-    counters = (None,) * (1 + len(IO_FIELDS))
+    counters = (None,) * (2 + len(IO_FIELDS))
     return Reading("process", name, {}, (*counters, len(processes), memory), parts=parts)
+
+
+def _worker_seconds(cpu_seconds: float | None, is_worker: bool | None) -> float | None:
+    """What a process adds to the workers' CPU seconds; None where they or their part of the tree are unknown."""
+    return None if cpu_seconds is None or is_worker is None else cpu_seconds * is_worker
 
 
 class ProcessTree:

@@ -64,6 +64,12 @@ HOST_FIELDS: Mapping[str, tuple[Family, ...]] = {
         _file("write_call_bytes", "io: wchar"),
         _file("read_bytes", "io: read_bytes", trap="page-cache hits are not among them; mmap is"),
         _file("write_bytes", "io: write_bytes", trap="at the time of the write, not of the flush"),
+        _file(
+            "worker_cpu_ns",
+            "stat: utime and stime by comm",
+            "clock ticks",
+            trap="of `Worker`s and SGLang's `scheduler`s, else of `EngineCore`s; before vLLM 0.10.1 no title tells",
+        ),
         _file("processes", "(processes of the tree)", "processes"),
         _file("resident_bytes", "stat: rss", "pages", trap="shared pages count in each process"),
     ),

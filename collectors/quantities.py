@@ -123,6 +123,7 @@ PROCESS = (
     _tokens("write_call_bytes", "wchar"),
     _tokens("read_bytes", "bytes fetched from storage"),
     _tokens("write_bytes", "bytes sent to storage"),
+    _seconds("worker_cpu_ns", "CPU seconds of the processes that compute, where titles tell them from the rest"),
     Quantity("processes", "gauge", 1, "processes in the tree"),
     Quantity("resident_bytes", "gauge", 1, "resident memory of the tree"),
 )

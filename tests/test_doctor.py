@@ -638,7 +638,7 @@ def test_one_way_of_knowing_how_long_a_gpu_worked_is_enough(lacking: str) -> Non
 
 
 def test_an_engine_without_a_gpu_is_timed_by_its_processes() -> None:
-    tree = reading("process", "127.0.0.1:8000", {}, processes=1.0)._replace(parts={"7": (1.0,) * 7})
+    tree = reading("process", "127.0.0.1:8000", {}, processes=1.0)._replace(parts={"7": (1.0,) * 8})
     about = HELD._replace(gpus=())
     assert refused(about, Page("process:127.0.0.1:8000", (tree,))) == []
     assert len(refused(about, Page("process:b", (tree._replace(name="b"),)))) == 1  # another engine's
@@ -804,7 +804,7 @@ def test_one_process_is_one_process() -> None:
 def test_the_parts_of_a_tree_count_as_counted() -> None:
     """What a process tree has counted stands in its parts, and its own values hold the gauges alone."""
     tree = reading("process", "127.0.0.1:8000", {}, cpu_ns=None, read_bytes=None)
-    tree = tree._replace(parts={"7": (1.0, None, None, None, None, None, None)})
+    tree = tree._replace(parts={"7": (1.0, *(None,) * 7)})
     found = checked(Page("vllm", (vllm(),)), HELD, Page("process", (tree,)))[2]
     assert found.not_counted == ("read_bytes",)
 

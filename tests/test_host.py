@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvtally.agent.interval import close, opened
 from kvtally.collectors.base import NoData, scrape
@@ -17,10 +19,12 @@ from kvtally.collectors.host import ProcessTree, descendants, parents, parse_io,
 from kvtally.collectors.quantities import QUANTITIES, index
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-CPU, RCHAR, WCHAR, READ, WRITTEN = (
-    index("process", name) for name in ("cpu_ns", "read_call_bytes", "write_call_bytes", "read_bytes", "write_bytes")
+    from kvtally.collectors.base import Reading
+
+CPU, WORKER, RCHAR, WCHAR = (
+    index("process", name) for name in ("cpu_ns", "worker_cpu_ns", "read_call_bytes", "write_call_bytes")
 )
 # Two lines of recordings/h100-llama8b-lmc-cpu: what an early recording tells of a process
 RECORDED = [
@@ -109,11 +113,11 @@ def test_io_is_read_by_the_kernels_names() -> None:
 def test_a_tree_is_one_reading_with_a_part_for_every_process(proc: Proc) -> None:
     (reading,) = tree(proc).collect()
     assert (reading.kind, reading.name, reading.epoch) == ("process", "127.0.0.1:8000", None)
-    assert reading.values == (None, None, None, None, None, 3, 3 * 25 * 4096)
+    assert reading.values == (None, None, None, None, None, None, 3, 3 * 25 * 4096)
     assert reading.parts == {
-        "100:5.0": (1.0, 1000, 20, 30, 40, None, None),
-        "101:5.0": (2.0, 2000, 20, 30, 40, None, None),
-        "102:5.0": (3.0, 4000, 20, 30, 40, None, None),
+        "100:5.0": (1.0, 1000, 20, 30, 40, None, None, None),
+        "101:5.0": (2.0, 2000, 20, 30, 40, None, None, None),
+        "102:5.0": (3.0, 4000, 20, 30, 40, None, None, None),
     }
 
 
@@ -130,11 +134,111 @@ def test_live_and_recorded_forms_give_the_same_reading(proc: Proc) -> None:
 
 def test_an_early_recording_knows_neither_cpu_nor_start_nor_memory() -> None:
     reading = process_reading("e", RECORDED)
-    assert reading.values == (None, None, None, None, None, 2, None)
+    assert reading.values == (None, None, None, None, None, None, 2, None)
     assert reading.parts == {
-        "1856:": (None, 1987720, 0, 0, 0, None, None),
-        "1857:": (None, 697973263, 97506, 479232, 352256, None, None),
+        "1856:": (None, 1987720, 0, 0, 0, None, None, None),
+        "1857:": (None, 697973263, 97506, 479232, 352256, None, None, None),
     }
+
+
+# The tree of `ps` beside vLLM 0.32 on a CPU, and those of the sources of vLLM and SGLang; ten CPU seconds each
+VLLM = ("python", "python", "VLLM::EngineCor", "VLLM::Worker")
+
+
+def tree_of(*comms: str, cpu_seconds: Sequence[float | None] = (10.0,) * 9) -> Reading:
+    """A process tree, its processes by their comms."""
+    named = zip(comms, cpu_seconds, strict=False)
+    processes = [{"pid": pid, "comm": comm, "cpu_seconds": seconds} for pid, (comm, seconds) in enumerate(named)]
+    return process_reading("e", processes)
+
+
+@pytest.mark.parametrize(
+    ("comms", "worked"),
+    [
+        (VLLM, (0, 0, 0, 10)),
+        # two API servers, two replicas of two ranks
+        (
+            ("vllm", "VLLM::APIServer", "VLLM::DPCoordin", "VLLM::EngineCor", "VLLM::Worker_DP", "VLLM::Worker_DP"),
+            (0, 0, 0, 0, 10, 10),
+        ),
+        # one rank: on a GPU, and on every TPU, the core computes in its own process
+        (("vllm", "VLLM::EngineCor"), (0, 10)),
+        (("vllm", "VLLM::EngineCor", "VLLM::EngineCor"), (0, 10, 10)),
+        (("python", "mine::EngineCor", "mine::Worker_TP"), (0, 0, 10)),  # VLLM_PROCESS_NAME_PREFIX
+        (("vllm", "VLLM::EngineCor", "ray::RayWorkerW"), (0, 0, 10)),
+        (("python3", "sglang::schedul", "sglang::schedul", "sglang::detoken"), (0, 10, 10, 0)),
+        (("python3", "sglang::tokeniz", "sglang::schedul", "sglang::data_pa"), (0, 0, 10, 0)),
+        # no titles: without setproctitle, before vLLM 0.10.1, in TensorRT-LLM
+        (("vllm", "python", "python"), (None, None, None)),
+        (("trtllm-serve", "Worker"), (None, None)),
+        (("vllm", "VLLM::APIServer"), (None, None)),
+    ],
+)
+def test_the_processes_that_compute_are_told_from_the_rest_by_their_titles(
+    comms: tuple[str, ...], worked: tuple[float | None, ...]
+) -> None:
+    parts = tree_of(*comms).parts or {}
+    assert tuple(part[WORKER] for part in parts.values()) == worked
+    assert {part[CPU] for part in parts.values()} == {10}
+
+
+@given(st.lists(st.tuples(st.sampled_from((*VLLM, "VLLM::APIServer")), st.floats(0, 1e6)), max_size=6))
+def test_workers_take_no_more_than_the_whole_tree(processes: list[tuple[str, float]]) -> None:
+    reading = tree_of(*(comm for comm, _ in processes), cpu_seconds=[seconds for _, seconds in processes])
+    parts = list((reading.parts or {}).values())
+    worked = [part[WORKER] for part in parts]
+    assert all(seconds in {0, part[CPU]} for seconds, part in zip(worked, parts, strict=True) if seconds is not None)
+    # all or none
+    is_titled = any("Engine" in comm or "Worker" in comm for comm, _ in processes)
+    assert [seconds is not None for seconds in worked] == [is_titled] * len(processes)
+
+
+@pytest.mark.parametrize("told", [{}, {"comm": None}, {"comm": 7}, {"comm": "::"}])
+def test_a_recorded_process_without_a_usable_title_is_no_worker(told: dict[str, object]) -> None:
+    processes = [{"pid": 1, "cpu_seconds": 3.0, **told}]
+    for beside, worked in ((), [None]), (({"pid": 2, "cpu_seconds": 4.0, "comm": "VLLM::EngineCor"},), [0, 4]):
+        parts = process_reading("e", [*processes, *beside]).parts or {}
+        assert [part[WORKER] for part in parts.values()] == worked
+
+
+def test_an_interval_of_an_engine_tells_its_workers_from_its_server(proc: Proc) -> None:
+    def measured(server: int, core: int, worker: int) -> Reading:
+        proc.add(100, 1, ticks=server, comm="vllm")
+        proc.add(101, 100, ticks=core, comm="VLLM::EngineCor")
+        proc.add(102, 101, ticks=worker, comm="VLLM::Worker_TP")
+        return tree(proc).collect()[0]
+
+    state = opened(measured(1000, 500, 2000), 10)
+    interval, state, findings = close(state, measured(3000, 510, 2090), 20)
+    # a server that is busy with log-probabilities for 20 s, a worker with 0.9 s of steps
+    assert (interval.values[CPU], interval.values[WORKER]) == (21_000_000_000, 900_000_000)
+    # the worker is killed and another takes its place: 7 ticks in the kernel, as ever
+    proc.remove(102)
+    proc.add(103, 101, ticks=93, comm="VLLM::Worker_TP", start=900)
+    (reading,) = tree(proc).collect()
+    interval, state, more = close(state, reading, 30)
+    assert (interval.values[CPU], interval.values[WORKER]) == (1_000_000_000, 1_000_000_000)
+    # its engine goes with it
+    proc.remove(103)
+    proc.remove(101)
+    for at in (40, 50):
+        (reading,) = tree(proc).collect()
+        interval, state, less = close(state, reading, at)
+        assert (interval.values[CPU], interval.values[WORKER]) == (0, None)
+        more += less
+    assert findings + more == []
+
+
+def test_workers_whose_titles_come_late_are_told_from_the_next_interval_on(proc: Proc) -> None:
+    collector = tree(proc)
+    state = opened(collector.collect()[0], 10)
+    worked = []
+    for at in (20, 30, 40):
+        proc.add(101, 100, ticks=193 + 10 * at, rchar=2000, comm="vllm" if at == 20 else "VLLM::EngineCor")
+        interval, state, findings = close(state, collector.collect()[0], at)
+        assert findings == []
+        worked.append(interval.values[WORKER])
+    assert worked == [None, None, 1_000_000_000]
 
 
 def test_memory_known_of_some_processes_only_is_unknown() -> None:
@@ -195,7 +299,7 @@ def test_byte_counters_that_may_not_be_read_are_unknown_and_the_limit_is_told(
     collector = tree(proc)
     monkeypatch.setattr(os, "open", denying)
     parts = collector.collect()[0].parts or {}
-    assert parts["102:5.0"] == (3.0, None, None, None, None, None, None)
+    assert parts["102:5.0"] == (3.0, None, None, None, None, None, None, None)
     assert parts["101:5.0"][RCHAR] == 2000
     assert collector.limits["io"].startswith("bytes of 1 of 3 processes may not be read: ")
     assert "shareProcessNamespace" in collector.limits["io"]
@@ -207,7 +311,7 @@ def test_byte_counters_that_may_not_be_read_are_unknown_and_the_limit_is_told(
 def test_a_process_that_ends_between_two_reads_is_no_missing_right(proc: Proc) -> None:
     collector = tree(proc)
     (proc.root / "102" / "io").unlink()
-    assert (collector.collect()[0].parts or {})["102:5.0"] == (3.0, None, None, None, None, None, None)
+    assert (collector.collect()[0].parts or {})["102:5.0"] == (3.0, None, None, None, None, None, None, None)
     assert collector.limits == {}
 
 

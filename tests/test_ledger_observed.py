@@ -322,6 +322,19 @@ def test_an_engine_without_a_gpu_works_by_its_processes_and_only_the_first_rank_
         assert (look(path, 0, 60, name).worked, look(path, 0, 60, name).source) == (None, "")
 
 
+def test_an_engine_without_a_gpu_works_by_the_processes_that_compute_wherever_these_are_told(path: str) -> None:
+    engine(path, gpus="")
+    rows = [
+        Row(0, 10, {"cpu_ns": 40 * SECOND, "worker_cpu_ns": 9 * SECOND}),  # 31 s in the server and the core
+        Row(10, 20, {"cpu_ns": 5 * SECOND, "worker_cpu_ns": 0}),
+        Row(20, 30, {"cpu_ns": 7 * SECOND}),  # no titles
+        Row(30, 40, {"cpu_ns": 2 * SECOND, "worker_cpu_ns": 600 * SECOND}),  # a core whose workers have died
+    ]
+    write(path, "process", HOST, rows)
+    found = look(path, 0, 60)
+    assert [seconds(found.worked, start, start + 10) for start in (0, 10, 20, 30)] == [9, 0, 7, 2]
+
+
 @pytest.mark.parametrize("gpus", [None, "GPU-unseen", "GPU-blind"])
 def test_an_engine_whose_gpus_are_unknown_or_tell_nothing_has_no_working_time(path: str, gpus: str | None) -> None:
     engine(path, gpus=gpus)

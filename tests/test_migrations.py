@@ -45,7 +45,8 @@ from kvtally.agent.rates import RateBook
 from kvtally.agent.replica import About
 from kvtally.agent.settlement import settle
 from kvtally.collectors.base import Reading, Scrape
-from kvtally.collectors.quantities import QUANTITIES
+from kvtally.collectors.host import process_reading
+from kvtally.collectors.quantities import QUANTITIES, index
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -207,7 +208,11 @@ ADDED = {
             "filesystem": ("app_read_bytes", "app_write_bytes"),
         },
     ),
-    "0004": Added((), {}, {"finding": ("end_ns", "start_ns")} | dict.fromkeys(HOURS, ("target_id", "hour_ns"))),
+    "0004": Added(
+        (),
+        {"process": ("worker_cpu_ns",)},
+        {"finding": ("end_ns", "start_ns")} | dict.fromkeys(HOURS, ("target_id", "hour_ns")),
+    ),
 }
 OLD = ("0001", *sorted(ADDED)[:-1])  # whatever a kvtally before this one may have left
 
@@ -254,6 +259,14 @@ def aged(path: str, place: Path, revision: str = "0001") -> str:
             connection.execute(
                 f"UPDATE counter_state SET state = json_remove(state, {unknown}) WHERE kind = ?", (kind,)
             )
+        later = {index("process", name) for name in quantities_after(revision).get("process", ())}
+        for name, text in connection.execute("SELECT name, state FROM counter_state WHERE kind = 'process'").fetchall():
+            state = json.loads(text)
+            for key, counts in state["parts"].items():
+                state["parts"][key] = [count for at, count in enumerate(counts) if at not in later]
+            connection.execute(
+                "UPDATE counter_state SET state = ? WHERE kind = 'process' AND name = ?", (json.dumps(state), name)
+            )
     return old
 
 
@@ -278,12 +291,21 @@ class Counters:
 
 
 class Past:
-    """A deployment of one engine, its cache, its GPU and a disk, watched from 04:00 on: by an older kvtally first."""
+    """A deployment of one engine with all that is beside it, watched from 04:00 on: by an older kvtally first."""
 
     def __init__(self) -> None:
         self.engine, self.gpu = FakeEngine("10.0.0.1:8000/0"), FakeGpu("GPU-a")
         self.cache = Counters("cache", "10.0.0.1:8000/lmcache")
         self.disk = Counters("filesystem", "vda", START / 1e9 - 600)
+        self.cpu_seconds = {"vllm": 60.0, "VLLM::EngineCor": 600.0}
+
+    def processes(self, seconds: int) -> Reading:
+        """The engine's tree after so many more seconds, of which its server took a tenth and its core a half."""
+        self.cpu_seconds["vllm"] += seconds / 10
+        self.cpu_seconds["VLLM::EngineCor"] += seconds / 2
+        named = enumerate(self.cpu_seconds.items(), 100)
+        tree = [{"pid": pid, "comm": comm, "start_time": 5.0, "cpu_seconds": took} for pid, (comm, took) in named]
+        return process_reading("10.0.0.1:8000", tree)
 
     def watch(self, path: str, seconds: range) -> None:
         deployment = Deployment(path, {"10.0.0.1:8000": About(gpus=("GPU-a",), sku=SKU, mapping="a test")})
@@ -298,6 +320,7 @@ class Past:
                     Scrape("nvml", at_ns - 2_000_000, 0.0, (self.gpu.reading(),)),
                     Scrape("engine:0", at_ns, 0.0, (self.engine.reading(), self.cache.reading())),
                     Scrape("disks", at_ns, 0.0, (self.disk.reading(),)),
+                    Scrape("process:10.0.0.1:8000", at_ns, 0.0, (self.processes(seconds.step),)),
                 ]
             )
             assert tick.error is None
@@ -363,7 +386,11 @@ def test_a_ledger_of_an_older_revision_is_upgraded_in_place_and_no_row_is_touche
     before = contents(old, revision)
     assert before.pop("alembic_version") == [(revision,)]
     filled = {"target", "counter_state"} | {*IMMUTABLE} - tables_after(revision)
-    filled |= {name(kind) for kind in ("engine", "cache", "gpu", "filesystem") for name in (interval_table, hour_table)}
+    filled |= {
+        name(kind)
+        for kind in ("engine", "cache", "gpu", "filesystem", "process")
+        for name in (interval_table, hour_table)
+    }
     assert {name for name, rows in before.items() if rows} == filled
     assert upgrade(url_of(old)) is True
     after = contents(old, revision)
@@ -481,6 +508,30 @@ def test_counters_of_a_source_that_the_state_before_lacks_begin_with_a_baseline(
         (hour,) = connection.execute(f"SELECT * FROM {hour_table(kind)}").fetchall()
         assert {name: hour[name] for name in added} == {name: 40 * names[name] * scales[name] for name in added}
         assert connection.execute("SELECT * FROM finding").fetchall() == []
+
+
+def test_the_tree_of_an_engine_that_was_watched_before_tells_its_workers_after_a_baseline(
+    tmp_path: Path, revision: str
+) -> None:
+    watched = new_ledger(tmp_path, "watched.db")
+    past = Past()
+    past.watch(watched, range(0, 100, 20))
+    path = aged(watched, tmp_path / "ledger.db", revision)
+    upgrade(url_of(path))
+    past.watch(path, range(100, 160, 20))
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT flags, cpu_ns, worker_cpu_ns FROM process_interval ORDER BY start_ns")
+        before, since = (0, 12 * SECOND, None), (0, 12 * SECOND, 10 * SECOND)
+        assert rows.fetchall() == [before] * 4 + [(0, None, None)] + [since] * 2
+        assert connection.execute("SELECT intervals, cpu_ns, worker_cpu_ns FROM process_hour").fetchall() == [
+            (7, 72 * SECOND, 20 * SECOND)
+        ]
+        assert connection.execute("SELECT * FROM finding").fetchall() == []
+    with reader_of(path) as reader:
+        worked = reader.evidence(START, START + HOUR, reader.targets()).cpu["10.0.0.1:8000"]
+    # of the whole tree before the upgrade, and of its core after it
+    assert worked.over(START, START + 20 * SECOND) == 12 * SECOND
+    assert worked.over(START + 100 * SECOND, START + 120 * SECOND) == 10 * SECOND
 
 
 def test_bytes_of_a_backend_that_were_told_as_loads_before_are_storage_s_from_there_on(tmp_path: Path) -> None:

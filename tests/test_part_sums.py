@@ -25,8 +25,8 @@ Pair = tuple[float | None, float | None]
 
 def tree(**parts: Pair | None) -> Reading:
     """A process tree: CPU seconds and bytes read of each process."""
-    counted = {key: (pair[0], None, None, pair[1], None, None, None) for key, pair in parts.items() if pair}
-    return Reading("process", "x/0", {}, (*(None,) * 5, float(len(counted)), 4096.0), parts=counted)
+    counted = {key: (pair[0], None, None, pair[1], None, None, None, None) for key, pair in parts.items() if pair}
+    return Reading("process", "x/0", {}, (*(None,) * 6, float(len(counted)), 4096.0), parts=counted)
 
 
 def follow(readings: Sequence[Reading], state: State | None = None) -> tuple[list[Interval], State, list[Finding]]:
@@ -216,7 +216,7 @@ def test_the_last_bits_of_a_parts_sum_may_fall() -> None:
 
 def test_gauges_of_a_sum_that_can_be_no_number_are_unknown() -> None:
     before, after = tree(a=(1.0, 1.0)), tree(a=(1.0, 1.0))
-    (interval,), _, _ = follow([before, after._replace(values=(*(None,) * 5, math.inf, math.nan))])
+    (interval,), _, _ = follow([before, after._replace(values=(*(None,) * 6, math.inf, math.nan))])
     assert (value(interval, "processes"), value(interval, "resident_bytes")) == (None, None)
 
 

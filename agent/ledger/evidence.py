@@ -83,14 +83,16 @@ def mean_until(until_ns: int, over_ns: int | None, amount: int | None) -> Span |
 
 
 def cpu(connection: Connection, start_ns: int, end_ns: int, targets: Mapping[int, Target]) -> dict[str, Timeline]:
-    """CPU time of process trees, by the name of their engine's target."""
+    """CPU time of the processes that compute, else of the whole tree, by the name of their engine's target."""
     process = schema.intervals["process"].c
-    query = select(process.target_id, process.start_ns, process.length_ns, process.cpu_ns).where(
+    query = select(process.target_id, process.start_ns, process.length_ns, process.cpu_ns, process.worker_cpu_ns).where(
         *near(connection, "process", start_ns, end_ns), process.cpu_ns.is_not(None)
     )
     spans: dict[str, list[Span]] = {}
-    for target_id, begin_ns, length_ns, cpu_ns in connection.execute(query.order_by(process.start_ns)):
-        spans.setdefault(targets[target_id].name, []).append(Span(begin_ns, begin_ns + length_ns, cpu_ns))
+    for target_id, begin_ns, length_ns, cpu_ns, worker_ns in connection.execute(query.order_by(process.start_ns)):
+        # a process that becomes a worker, as a core does whose workers have died, brings all that it took before
+        worked_ns = cpu_ns if worker_ns is None else min(worker_ns, cpu_ns)
+        spans.setdefault(targets[target_id].name, []).append(Span(begin_ns, begin_ns + length_ns, worked_ns))
     return {name: Timeline(own) for name, own in spans.items()}
 
 

@@ -39,6 +39,7 @@ _ADDED: Mapping[Kind, tuple[str, ...]] = {
         "storage_write_ns",
     ),
     "filesystem": ("app_read_bytes", "app_write_bytes"),
+    "process": ("worker_cpu_ns",),
 }
 
 target = Table(
