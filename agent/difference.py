@@ -114,6 +114,8 @@ def fell_to_begin_anew(
     ):
         if not counts or integral or current is None or was is None or (is_told and quantity.name in backwards):
             continue
+        if not abs(was) < COUNT_MAX:  # NaN, or what nothing can have counted: it says nothing
+            continue
         fallen += current < was * NOISE
         risen += current > was
     return fallen > 1 or (fallen == 1 and (is_new_session or (is_told and not risen)))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isnan
 from typing import TYPE_CHECKING
 
 from kvtally.agent.difference import (
     BACKWARDS,
+    COUNT_MAX,
     INTEGER_MAX,
     RULES,
     UNASKED,
@@ -50,7 +50,7 @@ def part_sums(
             keep[position] = raw
             if counted is not None:
                 sums[position] = (sums[position] or 0) + counted
-            elif raw is not None and isnan(raw):
+            elif raw is not None and not abs(raw) < COUNT_MAX:  # NaN, or what cannot be
                 unknown.add(position)
             if why:
                 behind[_name(quantities[position].name, key)] = why

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -75,6 +76,7 @@ _NEXT_STATE = (
     "UPDATE counter_state SET taken_at_ns = ?, target_id = ?, state = ? WHERE kind = ? AND name = ? AND taken_at_ns = ?"
 )
 _LARGEST = 2**63 - 1
+_UNTOLD = "nan"  # of a part, whose numbers stand in a list: JSON has no word for it
 _STATES_MAX = 4096  # held in memory from the start; a fleet's ledger may know many more that are gone
 _IDS_MAX = 8192
 _FINDING = "INSERT OR IGNORE INTO finding (kind, severity, target, start_ns, end_ns, message) VALUES (?, ?, ?, ?, ?, ?)"
@@ -82,13 +84,16 @@ _FINDING = "INSERT OR IGNORE INTO finding (kind, severity, target, start_ns, end
 
 def encoded(kind: Kind, state: State) -> str:
     """A state as JSON: counters by name, so that a later kvtally with other quantities reads it."""
-    # UNASKED (NaN) is left out: absent means "was never asked for"
+    # UNASKED (NaN) is left out, and an infinity, which tells no more: absent means "nobody knows the count so far"
     given = zip(_NAMES[kind], state.values, strict=True)
-    values = {name: value for name, value in given if value is None or value == value}  # noqa: PLR0124
+    values = {name: value for name, value in given if value is None or isfinite(value)}
     body: dict[str, Any] = {"epoch": state.epoch, "session": state.session, "values": values, "moved": state.moved}
     body["details"] = state.details
     if state.parts is not None:
-        body["parts"] = state.parts
+        body["parts"] = {
+            key: [number if number is None or isfinite(number) else _UNTOLD for number in numbers]
+            for key, numbers in state.parts.items()
+        }
     if state.behind:
         body["behind"] = state.behind
     return msgspec.json.encode(body).decode()
@@ -100,7 +105,9 @@ def decoded(kind: Kind, taken_at_ns: int, text: str, detail_names: Sequence[str]
     values = tuple(body["values"].get(name, UNASKED) for name in quantity_columns(kind))
     parts = body.get("parts")
     if parts is not None:
-        parts = {key: tuple(numbers) for key, numbers in parts.items()}
+        parts = {
+            key: tuple(UNASKED if number == _UNTOLD else number for number in numbers) for key, numbers in parts.items()
+        }
     return State(
         taken_at_ns,
         values,
