@@ -148,7 +148,8 @@ def learned(
     best = fit(kin.machine, told, prior, probes, clock)
     rung = max(_rung(subjects), "M4" if probes else "", *(one.rung for one in own))
     evidence = _told(subjects, best, len(probes))
-    flags = _misfit(evidence) + _unworked(subjects)
+    gpus = kin.fingerprint.gpus
+    flags = _misfit(evidence, gpus) + _unworked(subjects)
     evidence = evidence._replace(notes=tuple(str(flag) for flag in flags))
     calibration = Calibration(
         kin.fingerprint,
@@ -160,7 +161,7 @@ def learned(
         evidence,
         prior_name,
     )
-    reasons = _too_little(evidence, has_prior=prior_name != "packaged") + _at_bound(best) + flags
+    reasons = _too_little(evidence, has_prior=prior_name != "packaged") + _at_bound(best, gpus) + flags
     if any(reason.refuses for reason in reasons):
         return nothing._replace(reasons=reasons)
     return nothing._replace(calibration=calibration, reasons=reasons)
@@ -256,16 +257,22 @@ def flags_of(calibration: Calibration) -> tuple[Reason, ...]:
     return tuple(Reason(note) for note in calibration.evidence.notes)
 
 
-def _misfit(evidence: CalibrationEvidence) -> tuple[Reason, ...]:
+def _where(gpus: int) -> str:
+    """Where to look for what else fills the seconds that were measured."""
+    return "for another process on its GPUs" if gpus else "whether all its processes are seen, and no others"
+
+
+def _misfit(evidence: CalibrationEvidence, gpus: int) -> tuple[Reason, ...]:
     """Flags where the law does not meet what was measured (METHOD 4.8)."""
     found = []
+    hint = f"look at the model's shape and {_where(gpus)} (`kvtally doctor`)"
     ratio, error = evidence.worked_ratio, evidence.single_error
     if ratio is not None and not MISFIT[0] <= ratio <= MISFIT[1]:
         text = f"by the law the engine would have worked {ratio:.0%} of what was measured"
-        found.append(Reason(text, "look at the model's shape and for another process on its GPUs (`kvtally doctor`)"))
+        found.append(Reason(text, hint))
     if error is not None and error > SINGLE_MISFIT:
         text = f"requests that ran alone took {error:.0%} more or less than by the law"
-        found.append(Reason(text, "look at the model's shape and for another process on its GPUs (`kvtally doctor`)"))
+        found.append(Reason(text, hint))
     return tuple(found)
 
 
@@ -280,13 +287,12 @@ def _unworked(subjects: Sequence[Subject]) -> tuple[Reason, ...]:
     if steps < LEAST_STEPS or worked >= LEAST_STEP_SECONDS * steps:
         return ()
     text = f"{steps:.0f} steps were counted in which {worked:.1f} s of work were measured"
-    return (Reason(text, "look whether these GPUs are the engine's, and tell their work (`kvtally doctor`)"),)
+    what = "these GPUs are the engine's, and tell their work" if subjects[0].replica.gpus else "its processes are seen"
+    return (Reason(text, f"look whether {what} (`kvtally doctor`)"),)
 
 
-def _at_bound(best: Fit) -> tuple[Reason, ...]:
+def _at_bound(best: Fit, gpus: int) -> tuple[Reason, ...]:
     if not best.at_bound:
         return ()
     text = f"the fitted {', '.join(best.at_bound)} cannot be: something else than this engine fills its seconds"
-    return (
-        Reason(text, "look for another process on its GPUs, and at the model's shape (`kvtally doctor`)", refuses=True),
-    )
+    return (Reason(text, f"look {_where(gpus)}, and at the model's shape (`kvtally doctor`)", refuses=True),)

@@ -59,7 +59,7 @@ class Exporting:
         self._page = _Job(monotonic, "export", "page", "--packed", *options)
         self._otlp = _Job(monotonic, "export", "otlp", *options)
         self._otlp_seconds = otlp_interval(config, environ)
-        for fault in otlp_faults(environ) if self._otlp_seconds is not None else ():
+        for fault in otlp_faults(config, environ) if self._otlp_seconds is not None else ():
             log.line("warning", fault)
 
     def look(self) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.disaggregation import DECODE
 from kvtally.agent.facts import GPUS, MODEL_CONFIG, VLLM
+from kvtally.agent.finding import utc_text
 from kvtally.agent.identity import BY_SOURCE_SINCE, version_of
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.observed import observed, replica_names
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from kvtally.agent.facts import Replica
     from kvtally.agent.ledger.calibrations import StoredCalibration
     from kvtally.agent.ledger.read import LedgerReader, Target
-    from kvtally.agent.observed import CacheSpan, Observed
+    from kvtally.agent.observed import CacheSpan, Observed, ObservedRow
     from kvtally.agent.steplaw.series import Series
 
     # external and computed tokens by hour (unix nanoseconds), None for all of them
@@ -68,14 +69,23 @@ def kin_of(reader: LedgerReader, span_ns: tuple[int, int], targets: Mapping[int,
         seen += [(name, *part) for part in _by_target(observed(reader, start_ns, end_ns, targets, name))]
     seen = _with_own_share(seen)
     sharing = Sharing((replica, one.row) for _, replica, part in seen for one in part.rows)
+    usable_ns: dict[str, int] = {}  # since when a replica is usable that was not before
+    refused: list[tuple[Fingerprint | None, Subject, Reason]] = []
     for name, replica, part in seen:
         fingerprint = fingerprint_of(replica)
         subject = Subject(name, replica, part, series_of(part))
         problem = _unusable(subject, fingerprint, sharing)
-        if fingerprint is None or problem is not None:
-            found.append(Kin(fingerprint, None, (subject,), () if problem is None else (problem,)))
+        if problem is not None:
+            refused.append((fingerprint, subject, problem))
+        elif fingerprint is None:
+            found.append(Kin(None, None, (subject,)))
         else:
             alike.setdefault(fingerprint, []).append(subject)
+            usable_ns[name] = max(usable_ns.get(name, 0), part.rows[0].row.start_ns)
+    for fingerprint, subject, problem in refused:
+        since_ns = usable_ns.get(subject.name, 0)
+        is_over = since_ns >= subject.observed.rows[-1].row.end_ns
+        found.append(Kin(fingerprint, None, (subject,), (_over(problem, since_ns) if is_over else problem,)))
     for fingerprint, members in alike.items():
         subjects = tuple(members)
         try:
@@ -104,9 +114,20 @@ def _by_target(whole: Observed) -> list[tuple[Replica, Observed]]:
     for number, one in enumerate(whole.rows):
         parts.setdefault(one.row.target_id, []).append(number)
     return [
-        (whole.replicas[target_id], whole._replace(rows=tuple(whole.rows[number] for number in numbers)))
+        (whole.replicas[target_id], _part(whole, target_id, tuple(whole.rows[number] for number in numbers)))
         for target_id, numbers in parts.items()
     ]
+
+
+def _part(whole: Observed, target_id: int, rows: tuple[ObservedRow, ...]) -> Observed:
+    """What is of one target: its rows, and the caches that told of their time."""
+    start_ns, end_ns = rows[0].row.start_ns, rows[-1].row.end_ns
+    caches = {
+        name: spans
+        for name, spans in whole.caches.items()
+        if any(one.start_ns < end_ns and one.end_ns > start_ns for one in spans)
+    }
+    return whole._replace(replicas={target_id: whole.replicas[target_id]}, rows=rows, caches=caches)
 
 
 def _with_own_share(seen: Sequence[tuple[str, Replica, Observed]]) -> list[tuple[str, Replica, Observed]]:
@@ -183,6 +204,12 @@ def _shared(span: CacheSpan, loads: float, stores: float) -> CacheSpan:
         dram_hit_tokens=part(span.dram_hit_tokens, loads),
         disk_hit_tokens=part(span.disk_hit_tokens, loads),
     )
+
+
+def _over(problem: Reason, since_ns: int) -> Reason:
+    """A problem that a replica had before: what would lift it was done."""
+    since = utc_text(since_ns)
+    return problem._replace(text=f"before {since}, {problem.text}", hint=f"ask from then on: --since {since}")
 
 
 def _unusable(subject: Subject, fingerprint: Fingerprint | None, sharing: Sharing) -> Reason | None:

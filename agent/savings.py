@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from kvtally.agent.calibration import PARAMETERS
 from kvtally.agent.facts import CONNECTOR
-from kvtally.agent.words import TIERS
+from kvtally.agent.words import REFUSED, TIERS
 from kvtally.agent.worth import A_TOKEN, Worth, added
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def seconds_of(
     bound = None
     if starved is not None and net is not None and stall is not None and store is not None:
         bound = _bound(total, avoided, stall, store, net)
-        found += _sampled(total, bound, net)
+        found += [] if status in REFUSED else _sampled(total, bound, net)
     return Seconds(
         status,
         tuple(found),
@@ -239,13 +239,15 @@ def _bound(total: Worth, avoided: Estimate, stall: Estimate, store: Estimate, ne
     """
     shares = bound_shares(total)
     by_law = _less(*(_scaled(one, share) for one, share in zip((avoided, stall, store), shares, strict=True)))
+    less, more = by_law.point - by_law.low, by_law.high - by_law.point
     down, up = sampling(total, net)
-    low = by_law.point - math.hypot(by_law.point - by_law.low, down)
-    high = by_law.point + math.hypot(by_law.high - by_law.point, up)
+    # what was loaded and stored at other times makes no more of it cash than there is
+    point = min(by_law.point, net.point) if net.point >= 0 else by_law.point
+    low, high = point - math.hypot(less, down), point + math.hypot(more, up)
     if net.point >= 0:
-        low = max(low, min(by_law.low, 0.0))  # that fewer waited makes no gain a loss
-        return Estimate(low, by_law.point, max(by_law.point, min(high, net.high)))
-    return Estimate(min(by_law.point, max(low, net.low)), by_law.point, high)
+        low = max(low, min(point - less, 0.0))  # that fewer waited makes no gain a loss
+        return Estimate(low, point, max(point, min(high, net.high)))
+    return Estimate(min(point, max(low, net.low)), point, high)
 
 
 def bound_shares(total: Worth) -> list[float]:
@@ -480,7 +482,7 @@ def _tier(
     preempted: Reason | None,
 ) -> TierSeconds:
     """A tier's figures with its own status; what refuses the group refuses its tiers."""
-    if status in {"insufficient_data", "unreconciled"}:
+    if status in REFUSED:
         return TierSeconds(tokens, avoided, net, status)
     if net is None:
         reason = Reason("its net is not known: nothing tells how long loading and storing took")

@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtally.agent.savings import EXACTLY_NOTHING, Reason
+from kvtally.agent.words import REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -194,7 +195,7 @@ def weighed(seconds: Seconds, money: Money | None) -> Seconds:
 def _weighed(
     status: Status, net: Estimate | None, amount: NanoEstimate | None, holding: int, words: _Words
 ) -> tuple[Status, tuple[Reason, ...]]:
-    if net is None or status in {"insufficient_data", "unreconciled"}:
+    if net is None or status in REFUSED:
         return status, ()
     if net.high < 0:
         return status, (words.slow,)

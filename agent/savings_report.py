@@ -27,7 +27,7 @@ from kvtally.agent.savings_money import (
     weight_of,
 )
 from kvtally.agent.valuing import HANDED, TRANSFERRED, Laws, Valued, values_of
-from kvtally.agent.words import RUNGS
+from kvtally.agent.words import REFUSED, RUNGS
 from kvtally.agent.worth import A_TOKEN
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def _told_once(pairs: Sequence[tuple[Facts, Valued | None]]) -> list[Reason]:
 
 def _money(pairs: Sequence[tuple[Facts, Valued | None]], seconds: Seconds) -> tuple[Money | None, tuple[Reason, ...]]:
     """The group's money; None, and why, where a price is missing."""
-    if seconds.status in {"insufficient_data", "unreconciled"}:
+    if seconds.status in REFUSED:
         return None, ()
     rates = []
     for one, value in pairs:
@@ -262,7 +262,7 @@ def _money(pairs: Sequence[tuple[Facts, Valued | None]], seconds: Seconds) -> tu
 def group_json(group: Group) -> dict[str, Any]:
     """One group as it prints."""
     seconds, money = group.seconds, group.money
-    refused = seconds is None or seconds.status in {"insufficient_data", "unreconciled"}
+    refused = seconds is None or seconds.status in REFUSED
     shown = None if refused else seconds
     return {
         "by": group.by,
@@ -334,7 +334,7 @@ def _tiers_basis(group: Group) -> str | None:
 def _tier_json(group: Group, name: str) -> dict[str, Any]:
     assert group.seconds is not None  # noqa: S101  # asked only for groups that have tiers
     tier = group.seconds.tiers[name]
-    refused = group.seconds.status in {"insufficient_data", "unreconciled"}
+    refused = group.seconds.status in REFUSED
     money = None if group.money is None else group.money.tiers[name]
     return {
         "status": group.seconds.status if refused else tier.status,

@@ -9,3 +9,4 @@ PARTS = ("prefill", "decode", "stall", "store")  # of occupied time
 OVERHEADS = ("idle", "asleep", "warm_up", "unallocated")
 RESOURCES = ("gpu", "server", "energy", "dram", "storage", "network", "platform", "unused_commitment")
 RUNGS = ("M0", "M1", "M2", "M3", "M4", "M5")  # of the method, the one with the least evidence first (METHOD 4.1)
+REFUSED = ("insufficient_data", "unreconciled")  # statuses without a figure

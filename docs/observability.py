@@ -70,8 +70,9 @@ service: {pipelines: {metrics: {receivers: [otlp], exporters: [debug]}}}
 
 Nothing is pushed, and nothing of OpenTelemetry is loaded, where no endpoint is named. A push that fails is told in \
 the log and costs nothing else: there is no queue, since the next push carries the ledger's sums. A redirect is not \
-followed: the log says where it leads. Points that a backend rejects of a push that it takes are told with what it \
-says, and not sent again, as OTLP wants it.
+followed: the log says where it leads. An answer that is none of OTLP's, such as a login page, is a failure, whatever \
+its status; an empty one is not. Points that a backend rejects of a push that it takes are told with what it says, \
+and not sent again, as OTLP wants it.
 
 Lengths of time are whole milliseconds, as OpenTelemetry's specification has them. Its own exporters for Python take \
 `OTEL_EXPORTER_OTLP_TIMEOUT` for seconds; kvtally does not, so one environment says the same to every program that \
@@ -79,7 +80,10 @@ keeps to the specification. A value that is out of its bounds is told at the sta
 
 """
 VARIABLES: tuple[tuple[str, str], ...] = (
-    ("OTEL_EXPORTER_OTLP_ENDPOINT, …_METRICS_ENDPOINT", "Where to: the base URL, or the whole one of metrics"),
+    (
+        "OTEL_EXPORTER_OTLP_ENDPOINT, …_METRICS_ENDPOINT",
+        "Where to: the base URL, or the whole one of metrics, with http:// or https:// (by gRPC, a bare host is TLS)",
+    ),
     ("OTEL_EXPORTER_OTLP_PROTOCOL, …_METRICS_PROTOCOL", "http/protobuf (default); grpc with `kvtally[grpc]`"),
     ("OTEL_EXPORTER_OTLP_HEADERS, …_METRICS_HEADERS", "Such as authorization=Bearer%20…"),
     (

@@ -72,6 +72,7 @@ class OtlpReceiver:
     location    where the answer says that the place is now
     rejected    how many points it says that it left out, and why
     body        what it answers in the place of a message
+    kind        what it says that its answer is
     trickles    how many seconds pass between two bytes of its answer, which does not end while it is open
     """
 
@@ -81,6 +82,7 @@ class OtlpReceiver:
         self.location = ""
         self.rejected = (0, "")
         self.body: bytes | None = None
+        self.kind = "application/x-protobuf"
         self.trickles: float | None = None
         self.is_closed = threading.Event()
         self._server = _Server(("127.0.0.1", port), self)
@@ -135,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(receiver.status)
         if receiver.location:
             self.send_header("Location", receiver.location)
-        self.send_header("Content-Type", "application/x-protobuf")
+        self.send_header("Content-Type", receiver.kind)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)

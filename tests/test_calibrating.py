@@ -12,7 +12,7 @@ from tests.ledgers import HOUR, SECOND, SKU, START, FakeGpu, new_ledger, reader_
 from tests.serving import FACTS, IDLE, LAW, NAME, Load, ServingEngine, Site
 from tests.simulator.scenarios import build
 
-from kvtally.agent.calibrating import DRIFT, keep, learn, prior_of
+from kvtally.agent.calibrating import DRIFT, _misfit, keep, learn, prior_of
 from kvtally.agent.calibration import PARAMETERS
 from kvtally.agent.cli.replay import into_ledger
 from kvtally.agent.config import Config
@@ -441,6 +441,17 @@ def test_a_law_that_requests_alone_do_not_obey_is_flagged(path: str) -> None:
     (one,) = odd(path, beside=0.1)
     texts = [reason.text for reason in one.reasons if not reason.refuses]
     assert texts[1] == "requests that ran alone took 50% more or less than by the law"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "where"), [(1, "for another process on its GPUs"), (0, "whether all its processes are seen")]
+)
+def test_an_engine_without_a_gpu_is_not_told_to_look_at_its_gpus(path: str, gpus: int, where: str) -> None:
+    site(path).serve(HALF_HOUR).close()
+    (one,) = learned(path)
+    assert one.calibration is not None
+    (reason,) = _misfit(one.calibration.evidence._replace(worked_ratio=1.5), gpus)
+    assert where in reason.hint
 
 
 def test_a_law_that_fits_has_no_flag(path: str) -> None:

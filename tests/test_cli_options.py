@@ -90,7 +90,7 @@ def test_any_text_is_a_time_that_64_bits_hold_or_is_refused(text: str) -> None:
     assert 0 <= at_ns < 2**63
 
 
-@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-1", "86401", "x"])
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-1", "86401", "x", "", "15 s", "-15s", "25h", "m", "10ms"])
 def test_a_length_of_time_is_a_number_in_its_range(text: str) -> None:
     with pytest.raises(click.BadParameter):
         Seconds(min=0, max=86400).convert(text, None, None)
@@ -98,6 +98,13 @@ def test_a_length_of_time_is_a_number_in_its_range(text: str) -> None:
 
 def test_a_length_of_time_may_have_places() -> None:
     assert Seconds(min=0).convert("2.5", None, None) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("600", 600), ("15s", 15), ("10m", 600), ("1h", 3600), ("1.5h", 5400), ("1d", 86400)]
+)
+def test_a_length_of_time_has_seconds_or_a_unit(text: str, seconds: float) -> None:
+    assert Seconds(min=1).convert(text, None, None) == seconds
 
 
 @pytest.mark.parametrize(
@@ -185,6 +192,11 @@ def test_the_version_is_shown(kvtally: Call) -> None:
         ("record", "kvtally record: Missing argument 'DIR'. (see `kvtally record --help`)"),
         ("replay x --interval nan", "kvtally replay: Invalid value for '--interval': nan is no length of time"),
         ("record x --for inf", "kvtally record: Invalid value for '--for': inf is no length of time"),
+        ("record x --for 0.5s", "kvtally record: Invalid value for '--for': 0.5 is not in the range x>=1."),
+        (
+            "record x --for long",
+            "kvtally record: Invalid value for '--for': long is no length of time: give seconds, or 15s, 10m, 1h",
+        ),
         ("rates add gpu 1", "kvtally rates add: Missing option '--from'. (see `kvtally rates add --help`)"),
         ("rates add gpu cheap --from 2026-01-01", "kvtally: price: 'cheap' is not a number: write it like 2.69"),
         ("rates add gpu 1 --from soon", 'kvtally: from: "soon" is no date: write 2026-01-01'),

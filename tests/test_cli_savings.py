@@ -194,7 +194,7 @@ def test_a_phase_of_the_recording_as_a_table_fits_the_terminal(
     assert lines[1].startswith("llama-8b: reuse saved 3")
     heads = [line.split("  ")[0] for line in lines if "90 % interval" in line]
     assert heads == ["tier", "engine time", "money, USD"]
-    assert "llama-8b (LlamaForCausalLM 32x4096-a49a00, bfloat16" in ran.out.replace("\n  ", " ")
+    assert "llama-8b (LlamaForCausalLM 32x4096-ea2e02, bfloat16" in ran.out.replace("\n  ", " ")
 
 
 def test_the_figures_can_be_followed_down(kvtally: Call, demo_ledger: str) -> None:
@@ -357,7 +357,7 @@ def test_the_clock_of_a_log_changes_no_figure(late: float, kvtally: Call, demo_l
             lambda at, prompt, cached: (at + prompt % 30, prompt, cached),
             "its tokens in other intervals than h100-llama8b-on/0",
         ),
-        (lambda at, prompt, _: (at, prompt, 0), "less of the prompts' tokens were reused than h100-llama8b-on/0"),
+        (lambda at, prompt, _: (at, prompt, 0), "fewer of the prompts' tokens were reused than h100-llama8b-on/0"),
     ],
 )
 def test_a_log_that_does_not_fit_the_counters_is_left_out_and_why_is_said(

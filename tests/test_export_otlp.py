@@ -275,13 +275,58 @@ def test_points_that_the_backend_rejects_are_told_and_not_sent_again(
         assert [one.points("kvtally.generated.tokens")[0].value for one in other.pushes] == [14, 7]
 
 
-@pytest.mark.parametrize("body", [b"", b"ok", b'{"partialSuccess":{}}', b"\xff" * 9])
-def test_a_backend_that_answers_with_no_message_has_taken_them(
-    body: bytes, kvtally: Call, demo_ledger: str, endpoint: OtlpReceiver
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"", "application/x-protobuf"),
+        (b"", "text/html"),
+        (b"{}", "application/json"),
+        (b'{"partialSuccess":{}}', "text/plain"),
+    ],
+)
+def test_a_backend_that_answers_with_nothing_or_in_json_has_taken_them(
+    body: bytes, kind: str, kvtally: Call, demo_ledger: str, endpoint: OtlpReceiver
 ) -> None:
-    endpoint.body = body
+    endpoint.body, endpoint.kind = body, kind
     ran = kvtally("export", "otlp", "--ledger", demo_ledger)
     assert (ran.status, ran.err.split(" ", 1)[1]) == (0, "points sent\n")
+
+
+def test_a_login_page_is_no_push_and_is_shown(kvtally: Call, demo_ledger: str, endpoint: OtlpReceiver) -> None:
+    endpoint.body, endpoint.kind = b"<html>\nLog in</html>", "text/html"
+    ran = kvtally("export", "otlp", "--ledger", demo_ledger)
+    told = "200 text/html, which is no answer of OTLP's: <html> Log in</html>"
+    assert (ran.status, ran.err) == (3, f"the backend did not take them: {told}\n")
+
+
+def test_points_that_are_rejected_in_json_are_told_too(kvtally: Call, demo_ledger: str, endpoint: OtlpReceiver) -> None:
+    endpoint.kind = "application/json"
+    endpoint.body = b'{"partialSuccess":{"rejectedDataPoints":"7","errorMessage":"too old"}}'
+    ran = kvtally("export", "otlp", "--ledger", demo_ledger)
+    assert ran.status == 3
+    assert ran.err.startswith("the backend rejected 7 of ")
+    assert ran.err.endswith("points: too old\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "shown"),
+    [
+        (b"<html>\nLog in</html>", "text/html; charset=utf-8", "<html> Log in</html>"),
+        (b"<html>", "application/x-protobuf", "<html>"),
+        (b"{}", "Text/HTML", "{}"),  # whatever it looks like, a page for people
+        (b"ok", "text/plain", "ok"),
+        (b'{"status":"success"}', "application/json", '{"status":"success"}'),
+        (b"\xff" * 9, "application/x-protobuf", "\ufffd" * 9),
+        (b"<br>" * 3000, "text/plain", "<br>" * 20),
+    ],
+)
+def test_an_answer_that_is_none_of_otlp_is_no_push(
+    body: bytes, kind: str, shown: str, tmp_path: Path, endpoint: OtlpReceiver
+) -> None:
+    endpoint.body, endpoint.kind = body, kind
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    told = push_snapshot(exporter_of({}), snapshot_of(generated(1)), url, {})
+    assert (told.ok, told.reason) == (False, f"200 {kind}, which is no answer of OTLP's: {shown}")
 
 
 @pytest.mark.parametrize(
@@ -570,7 +615,40 @@ def test_a_backend_of_grpc_that_is_not_there_is_told_within_the_timeout(
         ran = kvtally("export", "otlp", "--ledger", demo_ledger)
     assert ran.status == 3
     assert "UNAVAILABLE" in ran.err
+    assert "scheme" not in ran.err
     assert ran.err.count("\n") == 1
+
+
+def test_an_endpoint_without_a_scheme_is_refused_with_what_to_write(
+    kvtally: Call, demo_ledger: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tmp_path / "kvtally.toml"
+    config.write_text('[export.otlp]\nendpoint = "127.0.0.1:4318"\n')
+    told = "begins with neither http:// nor https://: write http://127.0.0.1:4318"
+    ran = kvtally("export", "otlp", "--ledger", demo_ledger, "--config", str(config))
+    assert (ran.status, ran.out) == (2, "")
+    assert f"export.otlp.endpoint {told}" in ran.err
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "127.0.0.1:4318")
+    ran = kvtally("export", "otlp", "--ledger", demo_ledger)
+    assert (ran.status, ran.out) == (2, "")
+    assert f"OTEL_EXPORTER_OTLP_ENDPOINT {told}" in ran.err
+
+
+def test_grpc_to_a_bare_host_is_tls_which_a_failure_says(
+    kvtally: Call, demo_ledger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1000")
+    with OtlpGrpcReceiver() as other:
+        bare = other.endpoint.removeprefix("http://")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", bare)
+        ran = kvtally("export", "otlp", "--ledger", demo_ledger)
+        assert (ran.status, ran.err.count("\n"), len(other.pushes)) == (3, 1, 0)
+        hint = f"for none, write {other.endpoint} or set OTEL_EXPORTER_OTLP_INSECURE=true"
+        assert ran.err.endswith(f" (without a scheme it is TLS: {hint})\n")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_INSECURE", "true")
+        assert kvtally("export", "otlp", "--ledger", demo_ledger).status == 0
+        assert len(other.pushes) == 1
 
 
 def test_a_protocol_that_is_not_installed_says_what_to_install(

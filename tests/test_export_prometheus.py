@@ -160,3 +160,8 @@ def test_promtool_has_nothing_to_say(page: str, demo_figures: Snapshot) -> None:
     content = text_page(demo_figures) if page == "figures" else own
     done = subprocess.run([PROMTOOL, "check", "metrics"], input=content, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_the_price_of_tokens_says_whose_basis_its_label_is() -> None:
+    """`kvtally cost` says MODELLED of a split that this page shows as MEASURED: that is said of the money."""
+    assert "its label basis is the basis of the price" in METRICS["cost_per_million"].meaning

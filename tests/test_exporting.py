@@ -328,6 +328,9 @@ def test_what_nobody_understands_of_the_environment_is_told_at_the_start(bench: 
     with bench.started(config_with(""), ENDPOINT | {"OTEL_METRIC_EXPORT_INTERVAL": "2000", temporality: "DELTA"}):
         pass
     assert len(bench.lines) == 2
+    with bench.started(config_with(""), {"OTEL_EXPORTER_OTLP_ENDPOINT": "127.0.0.1:4318"}):
+        pass
+    assert "write http://127.0.0.1:4318" in bench.lines[2]
 
 
 def test_nothing_is_pushed_where_no_endpoint_is_named(bench: Bench) -> None:

@@ -8,8 +8,9 @@ import pytest
 
 # Each costs tens of milliseconds or megabytes: it belongs inside the function that needs it
 HEAVY = {
-    *("alembic", "asyncio", "click", "google", "http", "numpy", "opentelemetry", "prometheus_client", "psutil"),
-    *("psycopg", "pynvml", "requests", "rich", "sqlalchemy", "sqlite3", "ssl", "tempfile", "tomllib", "urllib3"),
+    *("alembic", "asyncio", "click", "google", "hashlib", "http", "numpy", "opentelemetry", "prometheus_client"),
+    *("psutil", "psycopg", "pynvml", "requests", "rich", "sqlalchemy", "sqlite3", "ssl", "tempfile", "tomllib"),
+    "urllib3",
 }
 NO_WORK = HEAVY - {"click"} | {"msgspec"}  # a page of help reads no config and no ledger
 COLLECTORS = sorted(path.stem for path in (Path(__file__).parents[1] / "collectors").glob("[a-z]*.py"))

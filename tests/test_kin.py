@@ -9,6 +9,7 @@ from tests.ledgers import HOUR, SECOND, SKU, START, Deployment, FakeEngine, new_
 from tests.serving import FACTS, SHAPE, ServingEngine, Site
 
 from kvtally.agent.calibrating import learn
+from kvtally.agent.finding import utc_text
 from kvtally.agent.kin import _missing, kin_of, known_laws
 from kvtally.agent.ledger.read import Target, replica_of
 from kvtally.agent.replica import About
@@ -251,3 +252,35 @@ def test_an_engine_whose_shape_nobody_knows_takes_no_law_from_its_kind(tmp_path:
     assert law.evidence.requests == 240
     (reason,) = found[SECOND_ENGINE,].reasons
     assert reason.text == "the shape of model llama-8b is not known"
+
+
+def test_an_engine_whose_cache_was_switched_off_is_not_asked_for_its_timers(tmp_path: Path) -> None:
+    path, engine = new_ledger(tmp_path), FakeEngine(FIRST)
+    for half, facts in enumerate(({**FACTS, "connector": "LMCacheConnectorV1"}, FACTS)):
+        about = About(gpus=("GPU-0",), sku=SKU, mapping="a test", facts=facts)
+        deployment = Deployment(path, {"10.0.0.1:8000": about}, interval_seconds=10)
+        for at in range(60):
+            engine.serve(computed=60)
+            deployment.scrape(START + (half * 600 + at * 10) * SECOND, [engine])
+        deployment.close()
+    with closing(reader_of(path)) as reader:
+        subjects = [one for kin in kin_of(reader, (START, START + HOUR), reader.targets()) for one in kin.subjects]
+    told = {one.replica.connector: [each.connector for each in one.observed.replicas.values()] for one in subjects}
+    assert told == {"LMCacheConnectorV1": ["LMCacheConnectorV1"], "": [""]}
+
+
+def test_what_was_not_known_before_is_told_with_the_time_from_which_it_is(tmp_path: Path) -> None:
+    path, engine = new_ledger(tmp_path), ServingEngine(FIRST)
+    blind = About(gpus=("GPU-0",), mapping="a test")  # its process is not seen yet
+    before = Site(path, [engine], about={"10.0.0.1:8000": blind})
+    before.scrape(before.engines)
+    before.serve(600).close()
+    after = Site(path, [engine])
+    after.at_ns, after.gpus = before.at_ns, before.gpus
+    after.serve(600).close()
+    with closing(reader_of(path)) as reader:
+        reasons = [one for kin in kin_of(reader, (START, START + HOUR), reader.targets()) for one in kin.reasons]
+    (shape,) = (one for one in reasons if "the shape of model" in one.text)
+    since = utc_text(START + 600 * SECOND)
+    assert shape.text == f"before {since}, the shape of model llama-8b is not known"
+    assert (shape.hint, shape.refuses) == (f"ask from then on: --since {since}", True)

@@ -127,6 +127,15 @@ def test_a_log_goes_on_over_a_replica_s_series() -> None:
     assert seconds_in(found.log) == seconds_in(LOG)
 
 
+def test_a_log_goes_on_over_a_version_that_comes_back() -> None:
+    rows = [row(at, at + 1, asked) for at, asked in enumerate(ASKED)]
+    around = series_of(observed([*rows[:20], *rows[40:]]), epoch_ns=0)
+    within = series_of(observed(rows[20:40]), epoch_ns=0)
+    for parts in ([around, within], [within, around]):
+        found = laid(LOG, parts)
+        assert (seconds_in(found.log), found.misplaced) == (seconds_in(LOG), 0)
+
+
 def test_nothing_is_laid_where_nothing_is() -> None:
     nothing = part_of(LOG, [])
     assert len(laid(nothing, [SERIES]).log.prompt) == 0

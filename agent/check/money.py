@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from kvtally.agent.check.verdict import Bound, Check, Found, amount_text, is_unheld, money_text, said, worst
+from kvtally.agent.words import REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,6 @@ _COUNTED_IN = {
 }
 _UNPRICED = ("no_rate", "replica_mapping_unknown")
 _UNDIVIDED = ("prefill_elsewhere", "decode_elsewhere", "split_unknown", "step_law_lacking", "tokens_unknown")
-_REFUSED = ("insufficient_data", "unreconciled")
 _NINE_PLACES, _SIX_PLACES = Decimal("1e-9"), Decimal("1e-6")
 
 
@@ -147,7 +147,7 @@ def hourly(asked: Asked, cost: Mapping[str, Any]) -> Iterator[Check]:
 def savings(answer: Mapping[str, Any]) -> Iterator[Check]:
     """What each tier's reuse is worth, net: a loss fails where the whole interval is one."""
     for group in answer["groups"]:
-        if group["status"] in _REFUSED or not group["tiers"]:
+        if group["status"] in REFUSED or not group["tiers"]:
             reasons: Sequence[str] = group["reasons"] or ["what was seen cannot carry one"]
             more = f"`kvtally savings` tells all {len(reasons)} reasons" if len(reasons) > 1 else ""
             yield Check("savings", group["by"], "unknown", f"no figure: {reasons[0]}", "", hint=more)

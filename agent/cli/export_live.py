@@ -49,7 +49,7 @@ def otlp(ledger: str | None, config_path: str | None) -> None:
     The OTEL_* environment variables say where to and how. Exit status 3 if the backend does not take them, or not all.
     """
     from kvtally.agent.export.otlp import push_snapshot
-    from kvtally.agent.export.otlp_environment import otlp_faults, otlp_interval
+    from kvtally.agent.export.otlp_environment import endpoint_fault, grpc_hint, otlp_faults, otlp_interval
     from kvtally.agent.export.otlp_exporter import ExporterMissing, exporter_of
     from kvtally.agent.failure import UNREACHABLE
 
@@ -59,6 +59,8 @@ def otlp(ledger: str | None, config_path: str | None) -> None:
             "nothing is pushed: set OTEL_EXPORTER_OTLP_ENDPOINT or export.otlp.endpoint, and neither OTEL_SDK_DISABLED"
             " nor another OTEL_METRICS_EXPORTER than otlp"
         )
+    if fault := endpoint_fault(config, os.environ):
+        raise click.ClickException(fault)
     taken = _snapshot(config, url)
     if taken is None:
         click.echo("the ledger holds no interval yet", err=True)
@@ -66,13 +68,14 @@ def otlp(ledger: str | None, config_path: str | None) -> None:
     try:
         with _endpoint(config.export.otlp.endpoint):
             exporter = exporter_of()
-            for fault in otlp_faults(os.environ):
+            for fault in otlp_faults(config, os.environ):
                 click.echo(fault, err=True)
             sent = push_snapshot(exporter, taken, url)
     except ExporterMissing as error:
         raise click.ClickException(str(error)) from error
     if not sent.ok:
-        click.echo(f"the backend did not take them: {sent.reason}", err=True)
+        hint = grpc_hint(config, os.environ)
+        click.echo(f"the backend did not take them: {sent.reason}{hint and f' ({hint})'}", err=True)
         sys.exit(UNREACHABLE)
     if sent.rejected:
         words = f"the backend rejected {sent.rejected} of {plural(sent.points, 'point')}"

@@ -26,16 +26,20 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Seconds(click.FloatRange):
-    """A length of time: a number within the range, so neither NaN nor infinite."""
+    """A length of time, in seconds or as 15s, 10m, 1h: a number within the range, so neither NaN nor infinite."""
 
     name = "seconds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Refuse what no clock can measure, then what is out of range."""
-        number = click.FLOAT.convert(value, param, ctx)
+        length = length_ns(value) if isinstance(value, str) else None
+        try:
+            number = float(value) if length is None else length / _NANO
+        except ValueError:
+            number = math.nan
         if not math.isfinite(number):
-            self.fail(f"{value} is no length of time", param, ctx)
-        return super().convert(value, param, ctx)
+            self.fail(f"{value} is no length of time: give seconds, or 15s, 10m, 1h", param, ctx)
+        return super().convert(number, param, ctx)
 
 
 def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,12 +9,25 @@ import click
 from kvtally.agent.cli.options import Seconds, environment_with, interval_option
 
 
-@click.command(epilog="\b\nExample: ten minutes, packed into one file\n  kvtally record h100-monday --for 600 --pack")
+@click.command(epilog="\b\nExample: ten minutes, packed into one file\n  kvtally record h100-monday --for 10m --pack")
 @click.argument("folder", metavar="DIR")
-@click.option("--for", "duration", type=Seconds(min=1), metavar="SECONDS", help="Stop by itself after this long.")
+@click.option(
+    "--for",
+    "duration",
+    type=Seconds(min=1),
+    metavar="LENGTH",
+    help="Stop by itself after this long: 15s, 10m, 1h, or seconds.",
+)
 @interval_option
 @click.option("--gpu-every", type=Seconds(min=0), metavar="SECONDS", help="Sample GPUs this often. [default: as pages]")
-@click.option("--max-size", type=click.IntRange(min=1), default=2, show_default=True, metavar="GIB")
+@click.option(
+    "--max-size",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    metavar="GIB",
+    help="Stop by itself before its files grow larger, all engines together.",
+)
 @click.option("--pack", "packed", is_flag=True, help="Also write DIR.tar.xz.")
 @click.option("--config", "config_path", metavar="FILE", help="TOML config. [$KVTALLY_CONFIG]")
 def record(

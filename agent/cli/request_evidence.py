@@ -120,16 +120,21 @@ def log_of(
 def _misfit(found: Laid, replica: str, counted: int) -> str:
     """Why a log is not one of the requests that a replica counted, "" where it is."""
     if abs(found.reuse) > REUSE_APART_MOST:
-        more = "more" if found.reuse > 0 else "less"
+        more = "more" if found.reuse > 0 else "fewer"
         return (
-            f"says that {abs(found.reuse):.0%} {more} of the prompts' tokens were reused than {replica} counted: "
-            "cached_tokens are those of the engine's usage.prompt_tokens_details"
+            f"says that {more} of the prompts' tokens were reused than {replica} counted ({abs(found.reuse):.0%} of "
+            "all): cached_tokens are those of the engine's usage.prompt_tokens_details"
         )
-    if found.misplaced > MISPLACED_MOST or len(found.log.prompt) < LEAST_SHARE * counted:
+    if found.misplaced > MISPLACED_MOST:
         return (
             f"has {found.misplaced:.0%} of its tokens in other intervals than {replica} counted them in, even if its "
             "clock is some seconds off: time is when a request was sent or gave its first token, to the second; add "
             "ttft_ms to it"
+        )
+    if len(found.log.prompt) < LEAST_SHARE * counted:
+        return (
+            f"has only {len(found.log.prompt):,} requests that can be laid between the scrapes, of {counted:,} that "
+            f"{replica} counted: there are gaps in its counters, or they do not add up"
         )
     return ""
 

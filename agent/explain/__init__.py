@@ -29,6 +29,7 @@ from kvtally.agent.kin import known_laws
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.savings import EXACTLY_NOTHING, parts_of
 from kvtally.agent.steplaw.explained import classes, example
+from kvtally.agent.words import REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from kvtally.agent.savings import Part, Seconds
     from kvtally.agent.savings_report import Group, SavingsReport
     from kvtally.agent.valuing import Laws, Valued
-
-REFUSED = ("insufficient_data", "unreconciled")
 
 
 def explained(reader: LedgerReader, report: SavingsReport, laws: Laws | None = None) -> list[dict[str, Any]]:

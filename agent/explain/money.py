@@ -216,13 +216,15 @@ def _bound(lines: Worked, seconds: Seconds, parts: Sequence[Part]) -> None:
             ends = (f"({name} - {name}_low)", f"({name}_high - {name})")
             downs.append(f"(k_{name} * {ends[name != 'W']})^2")
             ups.append(f"(k_{name} * {ends[name == 'W']})^2")
-    lines.result("net_bound", words, "".join(terms if "W" in told else ("0", *terms)), 4, **about)
+    sum_of = "".join(terms if "W" in told else ("0", *terms))
+    lines.result("net_bound", words, f"min({sum_of}, net)" if seconds.net.point >= 0 else sum_of, 4, **about)
     less, more = sampling(total, seconds.net)
     lines.given("less", "of it, by as much less, since scrapes only sample who waits", less, 4, **about)
     lines.given("more", "by as much more", more, 4, **about)
     low, high = (f"sqrt({' + '.join(part)})" for part in ([*downs, "less^2"], [*ups, "more^2"]))
     low, high = f"net_bound - {low}", f"net_bound + {high}"
-    if seconds.net.point >= 0:  # no more than all of it, be it a gain or a loss
+    if seconds.net.point >= 0:  # no more than all of it, be it a gain or a loss; that fewer waited makes no gain a loss
+        low = f"max({low}, min(net_bound - sqrt({' + '.join(downs)}), 0))"
         high = f"max(net_bound, min({high}, net_high))"
     else:
         low = f"min(net_bound, max({low}, net_low))"

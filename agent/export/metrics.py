@@ -166,7 +166,8 @@ METRICS: Mapping[str, Metric] = {
         "kvtally.cost.per_million_tokens",
         "{currency}",
         "gauge",
-        f"Cost of a million tokens {_WINDOW}",
+        f"Cost of a million tokens {_WINDOW}; its label basis is the basis of the price, not that of a split by input "
+        "and output",
         (*_GROUP, "view", "currency", "basis", "tokens"),
     ),
     "cost_per_hour": Metric(

@@ -13,6 +13,7 @@ PROTOCOLS = ("http/protobuf", "grpc")
 MISSING = "is not there: http/protobuf is, and grpc with kvtally[grpc]"
 TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_INSECURE = ("OTEL_EXPORTER_OTLP_METRICS_INSECURE", "OTEL_EXPORTER_OTLP_INSECURE")
 _PROTOCOL = ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _DIGITS_MAX = 12
 
@@ -62,12 +63,41 @@ def protocol_of(environ: Mapping[str, str]) -> str:
     return next((environ[name] for name in _PROTOCOL if environ.get(name)), PROTOCOLS[0])
 
 
-def otlp_faults(environ: Mapping[str, str]) -> list[str]:
-    """What the environment says of OpenTelemetry that nobody understands, and what holds instead."""
+def endpoint_fault(config: Config, environ: Mapping[str, str]) -> str:
+    """Why nothing can be sent to the endpoint that is named; "" where something can, or none is."""
+    name, endpoint = _endpoint(config, environ)
+    if not endpoint or protocol_of(environ) != "http/protobuf" or endpoint.lower().startswith(("http://", "https://")):
+        return ""
+    return f"{name} begins with neither http:// nor https://: write {_with_scheme(endpoint)}"
+
+
+def grpc_hint(config: Config, environ: Mapping[str, str]) -> str:
+    """What may be wrong with a push that failed: to a bare host, gRPC speaks TLS. "" where that is not it."""
+    endpoint = _endpoint(config, environ)[1]
+    if protocol_of(environ) != "grpc" or "://" in endpoint or any(environ.get(name) for name in _INSECURE):
+        return ""
+    return f"without a scheme it is TLS: for none, write {_with_scheme(endpoint)} or set {_INSECURE[1]}=true"
+
+
+def _endpoint(config: Config, environ: Mapping[str, str]) -> tuple[str, str]:
+    """Where the endpoint is named, and what is named there."""
+    named = ((name, environ.get(name, "").strip()) for name in _ENDPOINTS)
+    return next((one for one in named if one[1]), ("export.otlp.endpoint", config.export.otlp.endpoint.strip()))
+
+
+def _with_scheme(endpoint: str) -> str:
+    """The endpoint over plain http, without a password that may stand in it."""
+    return f"http://{endpoint.rpartition('://')[2].rpartition('@')[2]}"
+
+
+def otlp_faults(config: Config, environ: Mapping[str, str]) -> list[str]:
+    """What config and environment say of OpenTelemetry that nobody understands, and what holds instead."""
     faults = [fault for length in (_INTERVAL, _ANSWER, _PUSH) for fault in _read(length, environ)[1]]
     protocol = protocol_of(environ)
     if protocol not in PROTOCOLS:
         faults.append(f"OTLP by {protocol} {MISSING}: nothing can be sent")
+    if unreachable := endpoint_fault(config, environ):
+        faults.append(unreachable)
     temporality = environ.get(TEMPORALITY, "").strip().lower()
     if temporality not in {"", "cumulative", "delta", "lowmemory"}:
         faults.append(f"{TEMPORALITY}={temporality} is none of cumulative, delta, lowmemory: cumulative holds")

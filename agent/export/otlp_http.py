@@ -6,13 +6,16 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import requests
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it has no types
+from google.protobuf import json_format  # type: ignore[import-untyped]  # it has no types
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # as above
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
 from kvtally.agent.export.otlp_exporter import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_SHOWN_BYTES = 80
 
 
 class HeardSession(requests.Session):
@@ -37,8 +40,23 @@ def _answer(response: requests.Response) -> Answer:
         place = response.headers.get("Location")
         elsewhere = "" if place is None else f", Location: {place} (no redirect is followed)"
         return Answer(f"{response.status_code} {response.reason}{elsewhere}")
+    kind = response.headers.get("Content-Type", "")
+    message = None if response.content and kind.lower().startswith("text/html") else _message(response.content)
+    if message is None:  # a login page, or a server of something else: what it did with the points nobody knows
+        shown = response.content[:_SHOWN_BYTES].decode(errors="replace")
+        return Answer(f"{response.status_code} {kind or 'of no type'}, which is no answer of OTLP's: {shown}")
+    return Answer("", message.partial_success.rejected_data_points, message.partial_success.error_message)
+
+
+def _message(body: bytes) -> ExportMetricsServiceResponse | None:
+    """What OTLP answers, of which nothing at all is a case; None for anything else."""
+    message = ExportMetricsServiceResponse()
     try:
-        partial = ExportMetricsServiceResponse.FromString(response.content).partial_success
-    except DecodeError:  # some answer "ok", or in JSON
-        return Answer()
-    return Answer("", partial.rejected_data_points, partial.error_message)
+        message.ParseFromString(body)
+    except DecodeError:
+        message.Clear()
+        try:  # some answer in JSON whatever they are sent
+            json_format.Parse(body, message)
+        except (json_format.ParseError, ValueError):  # the second: not UTF-8
+            return None
+    return message

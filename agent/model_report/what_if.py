@@ -11,6 +11,7 @@ from kvtally.agent.forward_cost.cost import MONTH_HOURS
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.savings import Estimate, Reason, parts_of, seconds_of
 from kvtally.agent.steplaw.supposed import SHARES, supposed
+from kvtally.agent.words import REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -125,7 +126,7 @@ def what_if(idea: Idea, deployment: Deployment, values: Sequence[Valued]) -> dic
     if not found:
         return answer | _refused("insufficient_data", [Reason("the engine did no work in the window")])
     seconds = seconds_of(parts_of(found), sums.occupied, reasons)
-    if seconds.status in {"insufficient_data", "unreconciled"}:
+    if seconds.status in REFUSED:
         return answer | _refused(seconds.status, seconds.reasons)
     return answer | _told(case, seconds, curve)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvtally.agent.model_shape.config import BITS_OF_A_BYTE, UnknownArchitecture, count_of, flat_of, refuse_special
@@ -80,6 +79,8 @@ class ModelShape(NamedTuple):
     @property
     def sizes(self) -> str:
         """All that a law reads of it, in a word: layers x width, and a digest of the rest: "32x4096-9d0e2f"."""
+        from zlib import crc32  # noqa: PLC0415  # the daemon reads shapes and tells none apart
+
         rest = (
             self.linear_parameters,
             self.dense_weight_bytes,
@@ -90,7 +91,7 @@ class ModelShape(NamedTuple):
             self.kv_bytes_per_token,
             self.is_fp8,
         )
-        return f"{self.layers}x{self.hidden}-{sha256(repr(rest).encode()).hexdigest()[:6]}"
+        return f"{self.layers}x{self.hidden}-{crc32(repr(rest).encode()) % 2**24:06x}"
 
     @property
     def resident_bytes(self) -> float:

@@ -205,6 +205,8 @@ def _by_tier(group: Mapping[str, Any], currency: str) -> Sheet:
             continue
         seconds_net = tier["net_engine_seconds"]
         avoided, status = _point(tier["avoided_engine_seconds"]), _WORDS[tier["status"]]
+        if seconds_net is None and tier["avoided_engine_seconds"] is not None:
+            status = "net unknown"
         money = "" if tier["net"] is None else _money(tier["net"])
         sheet.add(name, served, status, avoided, _point(seconds_net), _span(seconds_net), money)
     return sheet

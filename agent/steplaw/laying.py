@@ -64,7 +64,9 @@ class _Spans(NamedTuple):
 def laid(log: Logged, series: Sequence[Series]) -> Laid:
     """The requests of a log that a replica's series, one after the other, counted: each inside the span it is of."""
     parts = [_spans(one) for one in series]
-    spans = _Spans(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    # a version that came back has spans around those of another
+    order = np.argsort(np.concatenate([one.start for one in parts]), kind="stable")
+    spans = _Spans(*(np.concatenate(columns)[order] for columns in zip(*parts, strict=True)))
     spans = spans._replace(before=np.cumsum(spans.requests) - spans.requests)
     if not len(log.prompt) or not len(spans.requests):
         return Laid(Logged(*(column[:0] for column in log)), 0.0, 0.0, 0.0)
