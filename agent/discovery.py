@@ -173,7 +173,9 @@ def listeners(ports: Iterable[int], proc: str = "/proc", listed: Collection[int]
     found = []
     for port in wanted:
         everywhere = [(hosts, inode) for hosts, bound, inode in sockets if bound == port]
-        here = [one for one in everywhere if one[0]] or (everywhere if port in listed else [])
+        # of several addresses with one port nobody knows which one config means
+        is_listed = port in listed and len(everywhere) == 1
+        here = [one for one in everywhere if one[0]] or (everywhere if is_listed else [])
         # an IPv4 socket answers first; one bound to [::] may take IPv4 as well
         hosts = dict.fromkeys(host for hosts, _ in sorted(here) for host in hosts)
         if here:

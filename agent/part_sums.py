@@ -42,6 +42,7 @@ def part_sums(
     kept: dict[str, Values] = {}
     for key, values in (reading.parts or {}).items():
         bases = _bases(kind, key, before.get(key), values, was_behind)
+        is_others = len(before.get(key, values)) != len(values)  # kept by a kvtally with other quantities
         keep = list(values)
         for position, (base, current, (counts, integral, scale)) in enumerate(zip(bases, values, rules, strict=True)):
             if not counts:
@@ -50,7 +51,7 @@ def part_sums(
             keep[position] = raw
             if counted is not None:
                 sums[position] = (sums[position] or 0) + counted
-            elif raw is not None and not abs(raw) < COUNT_MAX:  # NaN, or what cannot be
+            elif is_others or (raw is not None and not abs(raw) < COUNT_MAX):  # NaN, or what cannot be
                 unknown.add(position)
             if why:
                 behind[_name(quantities[position].name, key)] = why
@@ -63,7 +64,7 @@ def _bases(kind: Kind, key: str, was: Values | None, values: Values, was_behind:
     if was is None:
         return (None,) * len(values)  # it began after the previous scrape
     if len(was) != len(values):
-        return (UNASKED,) * len(values)  # kept by a kvtally with other quantities
+        return (UNASKED,) * len(values)
     names = (quantity.name for quantity in QUANTITIES[kind])
     backwards = {name for name in names if was_behind.get(_name(name, key)) == BACKWARDS} if was_behind else ()
     if fell_to_begin_anew(kind, was, values, backwards):

@@ -139,7 +139,8 @@ class Pipeline:
 
     def _forget(self, scrapes: Sequence[Scrape]) -> None:
         """Make room where many targets have come and gone; one that comes back goes on from what the ledger has."""
-        if max(len(self._sources), len(self._watched), len(self._down)) < TARGETS_MAX or self._is_behind:
+        many = min(TARGETS_MAX, SOURCE_TARGETS_MAX // 2)  # before any page is full
+        if max(len(self._sources), len(self._watched), len(self._down)) < many or self._is_behind:
             return
         now_ns = max((one.taken_at_ns for one in scrapes), default=0)
         if now_ns - self._forgot_ns < _FORGET_EVERY_NS:

@@ -495,6 +495,7 @@ def failed_for(seconds: int, target: str = "engine:a") -> dict[str, str]:
         # kvtally did not run for most of it
         (failed_for(30), {"model": "m"}, {"occupied": 200.0, "warm_up": 60.0, "unallocated": 40.0}, 0.9),
         (failed_for(90), {"replica": "a/0"}, {"occupied": 240.0, "warm_up": 60.0}, 1.0),
+        (failed_for(90, "nvml"), {"model": "m"}, {"occupied": 240.0, "warm_up": 60.0}, 0.8),
         (failed_for(90, "engine:ab"), {"replica": "a/0"}, {"occupied": 240.0, "warm_up": 60.0}, 0.8),
     ],
 )
@@ -508,7 +509,7 @@ def test_the_time_in_which_an_engine_is_down_or_starts_is_not_missed(
 
 
 def test_what_lasted_longest_is_the_reason_for_what_was_not_watched() -> None:
-    told = cost(group(coverage=0.5), findings=(failed_for(20), failed_for(45), failed_for(30)))
+    told = cost(group(coverage=0.5), findings=(failed_for(20), failed_for(45), failed_for(60, "nvml"), failed_for(30)))
     assert only(coverage(Asked(), told)).message.endswith(": for 45 s")
 
 

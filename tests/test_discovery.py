@@ -186,6 +186,9 @@ def test_what_config_lists_is_found_at_any_address_of_this_host(machine: Machine
     (found,) = find((8000, 8001), machine.probe, str(machine.root), gpu_uuids_by_index=(A, B), listed_engines=[8000])[0]
     assert (found.pid, found.gpus) == (100, (B,))
     assert machine.asked == []
+    # of two addresses with one port nobody knows which is meant: the other engine's GPUs would be sure and wrong
+    machine.sockets(tcp=[(OUTSIDE, 8000, 77), (OUTSIDE[:-1] + "6", 8000, 80)])
+    assert listeners((8000,), str(machine.root), (8000,)) == []
     # where a port is bound here as well, it is the one here that is meant
     machine.sockets(tcp=[(OUTSIDE, 8000, 77), (LOOPBACK, 8000, 79)])
     assert listeners((8000,), str(machine.root), (8000,)) == [Listener(8000, ("127.0.0.1",), frozenset({"79"}))]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,8 +19,15 @@ from tests.ledgers import new_ledger, url_of
 
 from kvtally.agent.ledger.append import LedgerWriter
 from kvtally.agent.ledger.columns import HEAD_REVISION
-from kvtally.agent.ledger.errors import LedgerBusy, LedgerError, LedgerRevision, LedgerUnreachable, explained
-from kvtally.agent.ledger.place import WriterLock, check_whole, connect, file_of, is_current, revision_of
+from kvtally.agent.ledger.errors import (
+    LedgerBusy,
+    LedgerError,
+    LedgerLost,
+    LedgerRevision,
+    LedgerUnreachable,
+    explained,
+)
+from kvtally.agent.ledger.place import WriterLock, check_whole, connect, file_of, is_current, place_of, revision_of
 from kvtally.agent.ledger.read import LedgerReader
 from kvtally.agent.ledger.upgrade import upgrade
 
@@ -365,3 +375,30 @@ def test_a_check_of_a_large_ledger_ends_in_time_and_tells_nothing(tmp_path: Path
         file.write(b"\xa5" * 4096)
     with closing(connect(path)) as connection, pytest.raises(LedgerUnreachable, match="damaged"):
         check_whole(connection, path)
+
+
+def test_a_place_that_cannot_be_asked_for_a_while_is_no_ledger_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = new_ledger(tmp_path)
+    assert place_of(path) is not None
+    assert place_of(f"{path}.none") is None
+
+    def stale(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "stat", stale)
+    with pytest.raises(LedgerUnreachable, match="Stale file handle") as found:
+        place_of(path)
+    assert not isinstance(found.value, LedgerLost)
+
+
+def test_who_only_looks_whether_a_ledger_is_written_keeps_no_run_from_starting(tmp_path: Path) -> None:
+    path = new_ledger(tmp_path)
+    with Path(f"{path}.lock").open("a+") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        timer = threading.Timer(0.05, fcntl.flock, (looking, fcntl.LOCK_UN))
+        timer.start()
+        with WriterLock(path):
+            pass
+        timer.join()

@@ -123,6 +123,12 @@ def test_parts_kept_by_a_kvtally_with_other_quantities_give_a_baseline() -> None
     assert [value(one, "read_bytes") for one in intervals] == [None, 1]
 
 
+def test_a_part_that_is_new_is_not_the_whole_of_what_others_of_such_a_state_counted() -> None:
+    state = opened(tree(a=(4.0, 10.0)), 2000 * SECOND)._replace(parts={"a": (4.0, None, None)})
+    intervals, _, _ = follow([tree(a=(24.0, 10.0), b=(2.0, 1.0)), tree(a=(25.0, 11.0), b=(3.0, 1.0))], state)
+    assert [value(one, "cpu_ns") for one in intervals] == [None, 2 * SECOND]
+
+
 @given(
     st.dictionaries(
         st.sampled_from("abcde"),

@@ -467,6 +467,16 @@ def test_engines_that_come_and_go_make_room_and_one_that_comes_back_goes_on_from
     assert book.total("b0/0") == 50
 
 
+def test_a_page_whose_targets_come_and_go_makes_room_for_its_own(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvtally.agent.pipeline.SOURCE_TARGETS_MAX", 30)
+    flow = pipeline(book)
+    for at in range(200):  # a new replica every hour, two at a time: 26 within a day
+        replicas = [engine(f"a/{each}/0", prompt_tokens=float(at - each)) for each in (at - 1, at)]
+        flow.tick([ok(at * 3600.0, *replicas)])
+    assert sum(book.total(f"a/{each}/0") for each in range(200)) >= 190
+    assert len(flow.states) <= 30
+
+
 def test_sources_that_come_and_go_leave_nothing_behind(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvtally.agent.pipeline.TARGETS_MAX", 10)
     flow = pipeline(book)

@@ -276,3 +276,13 @@ def test_a_page_with_ever_new_models_does_not_fill_the_memory(monkeypatch: pytes
         readings = [Reading("engine", f"a:1/m{number}/0", {}, ()), Reading("gpu", f"GPU-{number}", {"sku": "H100"}, ())]
         assert len(describer(readings)) == 2
         assert max(len(kept) for kept in (describer._made, describer._skus, describer._slices)) <= 10
+
+
+def test_engines_of_ever_new_names_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvtally.agent.replica._ENGINES_MAX", 10)
+    describer = Describer({}, About())
+    for number in range(50):
+        describer.learn({f"10.0.0.{number}:8000": About(role="decode"), "stays:1": About(role="prefill")})
+        assert len(describer._engines) <= 12
+    (reading,) = describer([Reading("engine", "stays:1/0", {}, ())])
+    assert reading.attributes["role"] == "prefill"

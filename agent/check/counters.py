@@ -157,7 +157,7 @@ def coverage(asked: Asked, cost: Mapping[str, Any]) -> Iterator[Check]:
         if share >= asked.coverage_min:
             yield Check("coverage", by, "ok", message, "", found, bound, "MEASURED")
             continue
-        why = said(cost["findings"], _GAPS, by)
+        why = said(_of_engines(cost["findings"]), _GAPS, by)
         message += f", less than {asked.coverage_min:.1%}" + (f": {why}" if why else "")
         hint = "`kvtally run` has to run all the time and reach every engine: `kvtally doctor`"
         yield Check("coverage", by, "failed", message, "", found, bound, "MEASURED", hint)
@@ -166,9 +166,15 @@ def coverage(asked: Asked, cost: Mapping[str, Any]) -> Iterator[Check]:
 def _away(group: Mapping[str, Any], findings: Sequence[Mapping[str, str]]) -> float:
     """Seconds in which nothing could be watched: kvtally asked, and an engine was down or starting."""
     seconds, share = group["engine_seconds"], group["coverage"]
-    asked = sum(span_seconds(one) for one in of_group(findings, ("scrapes_failed",), group["by"]))
+    failed = of_group(_of_engines(findings), ("scrapes_failed",), group["by"])
+    asked = sum(span_seconds(one) for one in failed)
     missing = (1 - share) * sum(seconds[state] for state in STATES)
     return float(min(asked, missing, seconds["warm_up"] + seconds["unallocated"]))
+
+
+def _of_engines(findings: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Findings about engines, their pages or the whole ledger: a driver that does not answer hides no engine."""
+    return [one for one in findings if one["target"].startswith(("engine:", "engine/")) or not one["target"]]
 
 
 def sources(seen: Seen) -> Iterator[Check]:

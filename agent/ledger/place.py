@@ -6,12 +6,14 @@ import fcntl
 import os
 import sqlite3
 import time
+from contextlib import suppress
 from typing import IO, Self
 
 from kvtally.agent.ledger.columns import HEAD_REVISION
 from kvtally.agent.ledger.errors import LedgerBusy, LedgerError, LedgerRevision, LedgerUnreachable, explained
 
 SQLITE = "sqlite:///"
+_LOCK_TRIES, _LOCK_EVERY_SECONDS = 10, 0.02
 
 
 def file_of(url: str) -> str:
@@ -74,11 +76,13 @@ def check_whole(connection: sqlite3.Connection, path: str, seconds: float = 2.0)
 
 
 def place_of(path: str) -> tuple[int, int] | None:
-    """Which file lies there: its device and inode; None if there is none."""
+    """Which file lies there: its device and inode; None if there is none. LedgerUnreachable if nobody can tell."""
     try:
         found = os.stat(path)  # noqa: PTH116  # as above
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise LedgerUnreachable(f"{path}: {error.strerror}", "nothing is lost: it is tried again") from error
     return found.st_dev, found.st_ino
 
 
@@ -136,7 +140,7 @@ class WriterLock:
         except OSError as error:
             raise LedgerUnreachable(f"{self._path}: {error.strerror}", "choose another place with --ledger") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take(self._file)
         except OSError as error:
             self._file.seek(0)
             holder = self._file.read(20).strip() or "unknown"
@@ -149,6 +153,16 @@ class WriterLock:
         self._file.write(f"{os.getpid()}\n")
         self._file.flush()
         return self
+
+    @staticmethod
+    def _take(file: IO[str]) -> None:
+        """Take the lock; who only looks whether it is taken (`doctor`) holds it for an instant."""
+        for _ in range(_LOCK_TRIES - 1):
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(_LOCK_EVERY_SECONDS)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
