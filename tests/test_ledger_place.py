@@ -367,8 +367,8 @@ def test_a_check_of_a_large_ledger_ends_in_time_and_tells_nothing(tmp_path: Path
             connection.execute(f"CREATE TABLE {table} (text)")
             connection.executemany(f"INSERT INTO {table} VALUES (?)", [("x" * 1000,)] * 5000)
     with closing(connect(path)) as connection:
-        check_whole(connection, path)
-        check_whole(connection, path, seconds=0)
+        assert check_whole(connection, path)
+        assert not check_whole(connection, path, seconds=0)
         assert connection.execute("SELECT count(*) FROM two").fetchone() == (5000,)
     with Path(path).open("r+b") as file:
         file.seek(-4096, os.SEEK_END)

@@ -57,8 +57,8 @@ def connect(path: str, busy_seconds: float = 2.0) -> sqlite3.Connection:
     return connection
 
 
-def check_whole(connection: sqlite3.Connection, path: str, seconds: float = 2.0) -> None:
-    """Look for damage, for so long at most (that is a fifth of a GB); LedgerUnreachable where there is some."""
+def check_whole(connection: sqlite3.Connection, path: str, seconds: float = 2.0) -> bool:
+    """Look for damage, for about so long at most; whether all was looked at. LedgerUnreachable where there is some."""
     end = time.monotonic() + seconds
     connection.set_progress_handler(lambda: time.monotonic() > end, 1000)
     try:
@@ -66,13 +66,14 @@ def check_whole(connection: sqlite3.Connection, path: str, seconds: float = 2.0)
     except sqlite3.OperationalError as error:
         if "interrupted" not in str(error):
             raise explained(path, error) from error
-        return
+        return False
     except sqlite3.Error as error:
         raise explained(path, error) from error
     finally:
         connection.set_progress_handler(None, 0)
     if told != "ok":
         raise explained(path, sqlite3.DatabaseError(f"malformed: {' '.join(told.split())}"))
+    return True
 
 
 def place_of(path: str) -> tuple[int, int] | None:
