@@ -12,6 +12,7 @@ from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.observed import replica_names
 from kvtally.agent.ledger.read import replica_of
 from kvtally.agent.observed import fingerprint_of
+from kvtally.agent.price import DAY_NS
 from kvtally.agent.savings import Reason
 from kvtally.agent.steplaw.evidence import evidence_of
 from kvtally.agent.steplaw.fit import fit
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from kvtally.agent.steplaw.machine import Machine
     from kvtally.agent.steplaw.series import Logged
 
-DAY_NS = 86_400_000_000_000
 WEEK_NS = 7 * DAY_NS
 LEAST_STEPS = 200
 LEAST_REQUESTS = 20

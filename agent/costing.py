@@ -10,6 +10,7 @@ from kvtally.agent.disaggregation import counted_work
 from kvtally.agent.facts import GPUS, WORK, EngineRow, Evidence, Facts, Line, Replica, product_of
 from kvtally.agent.finding import Finding
 from kvtally.agent.lookup_tiers import with_tiers
+from kvtally.agent.price import MILLIJOULES_PER_KWH
 from kvtally.agent.rates import PriceGap, RateBook, charge_nano
 from kvtally.agent.sharing import GPU_SHARED, NOBODY, REMEDY, Sharing, told
 from kvtally.agent.split import Slice, fit
@@ -321,7 +322,7 @@ def _energy_lines(
     energy_mj = round(sum(used) * float(own))
     weights: dict[str, int] = {state: sum(piece.state_ns[state] for piece in pieces) for state in STATES}
     lines: list[Line] = []
-    kwh = Fraction(energy_mj, 3_600_000_000)
+    kwh = Fraction(energy_mj, MILLIJOULES_PER_KWH)
     asked: tuple[Resource, str, Term, str] = ("energy", "", replica.term, replica.site)
     for part in book.stretches(*asked, start_ns=span[0], end_ns=span[1]):
         amount = charge_nano(book, *asked, quantity=kwh, start_ns=part.start_ns, end_ns=part.end_ns, used_over_ns=span)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kvtally.agent.accounts import Window
 from kvtally.agent.finding import Finding, utc_text
+from kvtally.agent.price import DAY_NS, HOUR_NS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from kvtally.agent.facts import Facts
 
 DIMENSIONS = ("model", "replica", "cluster", "namespace", "tenant", "hour", "day")
-DAY_NS = 86_400_000_000_000
 
 Key = tuple[tuple[str, str | None], ...]
 _T = TypeVar("_T")
@@ -57,7 +57,7 @@ def key_of(facts: Facts, by: Sequence[str]) -> Key:
     values: list[tuple[str, str | None]] = []
     for name in by:
         if name == "hour":
-            values.append((name, utc_text(facts.period_ns - facts.period_ns % 3_600_000_000_000)))
+            values.append((name, utc_text(facts.period_ns - facts.period_ns % HOUR_NS)))
         elif name == "day":
             values.append((name, utc_text(facts.period_ns - facts.period_ns % DAY_NS)))
         elif replica is None:

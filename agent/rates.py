@@ -12,6 +12,7 @@ from kvtally.agent.price import (
     DAY_NS,
     FOREVER_NS,
     HOUR_NS,
+    MILLIJOULES_PER_KWH,
     UNITS,
     Rate,
     RateError,
@@ -25,7 +26,6 @@ from kvtally.agent.price import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-_MILLIJOULES_PER_KWH = 3_600_000_000
 _TIMELINES_KEPT = 4096
 
 _Key = tuple[bool, Resource, str, Term, str]
@@ -208,7 +208,7 @@ def unused_commitment_nano(commitment: Stretch, used: Iterable[Used], start_ns: 
 
 def energy_cost_nano(rate: Rate, energy_mj: int) -> Fraction:
     """Return what metered millijoules cost at an energy rate, PUE included; exact."""
-    return Fraction(energy_mj, _MILLIJOULES_PER_KWH) * _unit_price(rate)
+    return Fraction(energy_mj, MILLIJOULES_PER_KWH) * _unit_price(rate)
 
 
 def _refuse_impossible(resource: Resource, quantity: Fraction | int, start_ns: int, end_ns: int) -> None:

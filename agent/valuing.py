@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kvtally.agent.calibrating import DAY_NS, Extra, Learned, flags_of, learn
+from kvtally.agent.calibrating import Extra, Learned, flags_of, learn
 from kvtally.agent.disaggregation import DECODE, ROLE
 from kvtally.agent.interval import IDENTITY_BROKEN, RESET
 from kvtally.agent.kin import kin_of, known_laws, shown_as
 from kvtally.agent.ledger.columns import HOUR_NS
 from kvtally.agent.ledger.totals import handed
+from kvtally.agent.price import DAY_NS
 from kvtally.agent.savings import Loading, Reason, loading_of, untimed
 from kvtally.agent.steplaw.series import NEEDED
 from kvtally.agent.steplaw.worth import worth

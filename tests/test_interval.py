@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.followed import follow
 
 from kvtally.agent.interval import (
     ASLEEP_AT_END,
@@ -30,7 +31,6 @@ from kvtally.collectors.quantities import QUANTITIES, index
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kvtally.agent.finding import Finding
     from kvtally.collectors.base import Kind
 
 SECOND = 1_000_000_000
@@ -53,20 +53,6 @@ def page(epoch: float | None = STARTED, **values: Any) -> Reading:
 
 def value(interval: Interval, name: str, kind: Kind = "engine") -> int | None:
     return interval.values[index(kind, name)]
-
-
-def follow(readings: Sequence[Reading], state: State | None = None) -> tuple[list[Interval], State, list[Finding]]:
-    """Close an interval a second from each reading to the next."""
-    at = 2000 * SECOND
-    if state is None:
-        state, readings = opened(readings[0], at), readings[1:]
-    intervals: list[Interval] = []
-    findings: list[Finding] = []
-    for number, one in enumerate(readings, start=1):
-        interval, state, found = close(state, one, at + number * SECOND)
-        intervals.append(interval)
-        findings += found
-    return intervals, state, findings
 
 
 def total(intervals: Sequence[Interval], name: str, kind: Kind = "engine") -> int:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.followed import follow
 
-from kvtally.agent.interval import Interval, State, close, opened
+from kvtally.agent.interval import Interval, close, opened
 from kvtally.agent.ledger.append import decoded, encoded
 from kvtally.collectors.base import Reading
 from kvtally.collectors.quantities import QUANTITIES, index
@@ -16,7 +17,6 @@ from kvtally.collectors.quantities import QUANTITIES, index
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kvtally.agent.finding import Finding
     from kvtally.collectors.base import Kind
 
 SECOND = 1_000_000_000
@@ -27,20 +27,6 @@ def tree(**parts: Pair | None) -> Reading:
     """A process tree: CPU seconds and bytes read of each process."""
     counted = {key: (pair[0], None, None, pair[1], None, None, None, None) for key, pair in parts.items() if pair}
     return Reading("process", "x/0", {}, (*(None,) * 6, float(len(counted)), 4096.0), parts=counted)
-
-
-def follow(readings: Sequence[Reading], state: State | None = None) -> tuple[list[Interval], State, list[Finding]]:
-    """Close an interval a second from each reading to the next."""
-    at = 2000 * SECOND
-    if state is None:
-        state, readings = opened(readings[0], at), readings[1:]
-    intervals: list[Interval] = []
-    findings: list[Finding] = []
-    for number, one in enumerate(readings, start=1):
-        interval, state, found = close(state, one, at + number * SECOND)
-        intervals.append(interval)
-        findings += found
-    return intervals, state, findings
 
 
 def value(interval: Interval, name: str, kind: Kind = "process") -> int | None:

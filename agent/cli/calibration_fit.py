@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvtally.agent.calibrating import DAY_NS, Learned, learned, prior_of
+from kvtally.agent.calibrating import Learned, learned, prior_of
 from kvtally.agent.calibration import PARAMETERS
 from kvtally.agent.finding import utc_text
 from kvtally.agent.kin import kin_of
+from kvtally.agent.price import DAY_NS
 from kvtally.agent.savings import Z90, Reason
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from kvtally.agent.explain.arithmetic import Worked
-from kvtally.agent.price import NANO, UNITS, rate_text
+from kvtally.agent.price import HOUR_NS, NANO, UNITS, rate_text
 from kvtally.agent.savings import bound_shares, sampling
 from kvtally.agent.savings_money import HOLDING, TIME_RESOURCES, rate_of, weight_of
 from kvtally.agent.worth import added
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
     from kvtally.agent.facts import Facts
     from kvtally.agent.price import Rate
-    from kvtally.agent.savings import Part, Seconds
+    from kvtally.agent.savings import Estimate, Part
     from kvtally.agent.savings_money import Money
     from kvtally.agent.savings_report import Group
 
-HOUR_NS = 3600 * NANO
 MOST_RATES = 8  # that are told one by one
 _UNIT_PLACES, _RATE_PLACES = 9, 12
 MEANING = (
@@ -190,22 +189,22 @@ def _held(lines: Worked, facts: Sequence[Facts], currency: str, places: int) -> 
 def _realised(lines: Worked, group: Group, parts: Sequence[Part], places: int, about: dict[str, str]) -> None:
     """Of the net, what fell into time of short capacity."""
     seconds = group.seconds
-    if seconds is None or seconds.bound is None or seconds.capacity_bound_share is None:
+    if seconds is None or seconds.net is None or seconds.bound is None or seconds.capacity_bound_share is None:
         return
     source = 'vllm:num_requests_waiting_by_reason{reason="capacity"} > 0'
     words = "share of the time in which requests waited for capacity, as scrapes sample it"
     lines.given("s_bound", words, seconds.capacity_bound_share, 4, basis="MEASURED", source=source)
-    _bound(lines, seconds, parts)
+    _bound(lines, seconds.bound, seconds.net, parts)
     lines.result("realised", "cash", "net_bound * rate - holding", places, **about)
     _reach(lines, "realised", "cash", "net_bound", places, unit=about["unit"])
 
 
-def _bound(lines: Worked, seconds: Seconds, parts: Sequence[Part]) -> None:
+def _bound(lines: Worked, bound: Estimate, net: Estimate, parts: Sequence[Part]) -> None:
     """Of the net seconds, those in time of short capacity, with their interval."""
     words, about = "of the net seconds, those of the intervals in that time", {"unit": "s", "basis": "MODELLED"}
     told = [name for name in ("W", "stall", "store") if f"{name}_low" in lines.printed()]
-    if seconds.bound is None or seconds.net is None or not told:
-        lines.given("net_bound", words, 0.0 if seconds.bound is None else seconds.bound.point, 4, **about)
+    if not told:
+        lines.given("net_bound", words, bound.point, 4, **about)
         return
     total = reduce(added, (part.worth for part in parts))
     downs, ups, terms = [], [], []
@@ -217,13 +216,13 @@ def _bound(lines: Worked, seconds: Seconds, parts: Sequence[Part]) -> None:
             downs.append(f"(k_{name} * {ends[name != 'W']})^2")
             ups.append(f"(k_{name} * {ends[name == 'W']})^2")
     sum_of = "".join(terms if "W" in told else ("0", *terms))
-    lines.result("net_bound", words, f"min({sum_of}, net)" if seconds.net.point >= 0 else sum_of, 4, **about)
-    less, more = sampling(total, seconds.net)
+    lines.result("net_bound", words, f"min({sum_of}, net)" if net.point >= 0 else sum_of, 4, **about)
+    less, more = sampling(total, net)
     lines.given("less", "of it, by as much less, since scrapes only sample who waits", less, 4, **about)
     lines.given("more", "by as much more", more, 4, **about)
     low, high = (f"sqrt({' + '.join(part)})" for part in ([*downs, "less^2"], [*ups, "more^2"]))
     low, high = f"net_bound - {low}", f"net_bound + {high}"
-    if seconds.net.point >= 0:  # no more than all of it, be it a gain or a loss; that fewer waited makes no gain a loss
+    if net.point >= 0:  # no more than all of it, be it a gain or a loss; that fewer waited makes no gain a loss
         low = f"max({low}, min(net_bound - sqrt({' + '.join(downs)}), 0))"
         high = f"max(net_bound, min({high}, net_high))"
     else:

@@ -13,7 +13,7 @@ from kvtally.agent.export.focus_columns import COLUMNS
 from kvtally.agent.export.rows import number
 from kvtally.agent.grouping import default_window, key_of
 from kvtally.agent.ledger.columns import HOUR_NS
-from kvtally.agent.price import NANO, UNITS, instant_text, is_used_up, rate_text
+from kvtally.agent.price import MILLIJOULES_PER_KWH, NANO, UNITS, instant_text, is_used_up, rate_text
 from kvtally.agent.report import cost_report
 from kvtally.agent.savings_report import savings_report
 
@@ -51,7 +51,6 @@ _STATES = {
     UNUSED: "reserved and not used",
 }
 _CACHED = {"hbm": "HBM", "dram": "DRAM", "disk": "Disk", "p2p": "P2P", "external": "External"}
-_MILLIJOULES_PER_KWH = 3_600_000_000
 _BYTES_PER_GIB = 2**30
 
 
@@ -149,7 +148,7 @@ def _quantities(line: Line) -> dict[str, Value]:
     """What was consumed, in a unit that is exact, and the same in the unit that has the price."""
     rate = line.rate
     if is_used_up(rate.resource):
-        priced = Fraction(line.quantity, _MILLIJOULES_PER_KWH if rate.resource == "energy" else _BYTES_PER_GIB)
+        priced = Fraction(line.quantity, MILLIJOULES_PER_KWH if rate.resource == "energy" else _BYTES_PER_GIB)
         energy = rate.resource == "energy"
         return {
             "ConsumedQuantity": number(Fraction(line.quantity, 1000 if energy else 1)),

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 STORE_SHARE = 0.5
 UNKNOWN_SHARE = 0.05  # of the hours: those without a figure
 _SECONDS_PER_HOUR = 3600
-_NS_PER_HOUR = 3_600_000_000_000
 
 
 class Idea(NamedTuple):
@@ -71,7 +70,7 @@ class _Case(NamedTuple):
     def hours(self) -> Decimal:
         """From the first interval to the last."""
         start_ns, end_ns = self.deployment.seen_ns
-        return Decimal(end_ns - start_ns) / _NS_PER_HOUR
+        return Decimal(end_ns - start_ns) / HOUR_NS
 
     @property
     def capacity(self) -> float:
@@ -162,7 +161,7 @@ def _asked(idea: Idea, deployment: Deployment) -> dict[str, Any]:
         "window": {
             "start": utc_text(start_ns),
             "end": utc_text(end_ns),
-            "hours": round((end_ns - start_ns) / _NS_PER_HOUR, 6),
+            "hours": round((end_ns - start_ns) / HOUR_NS, 6),
         },
         "replicas": list(deployment.names),
     }
